@@ -1,0 +1,52 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+# Each target sets up what it needs in .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PROTOS := $(shell find protos/bulkhead -name '*.proto' 2>/dev/null)
+
+.PHONY: help demo up test lint proto bench lock clean
+
+help: ## Show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("Bulkhead needs Python 3.11 or newer; this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
+	@echo "setting up $(VENV) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary :all: --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $(READY)
+
+demo: $(READY) ## Play the main job for two tenants on the embedded stack
+	@$(BIN)/python -m deploy.local.demo
+
+up: $(READY) ## Start the embedded stack in .bulkhead/ and stay in the foreground
+	@$(BIN)/bulkhead up
+
+test: $(READY) ## Run every test
+	@$(BIN)/python -m pytest
+
+lint: $(READY) ## Formatting, style, types, import rules and contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	cd protos && ../$(BIN)/buf lint
+
+proto: $(READY) ## Generate protos/gen from protos/
+	@$(BIN)/python -m deploy.protos
+
+bench: $(READY) ## Measure the front door and the provisioning
+	@$(BIN)/python bench/door.py
+	@$(BIN)/python bench/provision.py
+
+lock: ## Resolve requirements.lock anew for every supported Python
+	@$(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--custom-compile-command "make lock" --extra dev pyproject.toml -o requirements.lock
+
+clean: ## Stop the stack in .bulkhead/ and remove what was made
+	@if [ -x $(BIN)/bulkhead ]; then $(BIN)/bulkhead down --purge >/dev/null 2>&1 || true; fi
+	rm -rf $(VENV) .bulkhead .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
