@@ -56,9 +56,7 @@ class BulkheadError(Exception):
 class InvalidFieldError(BulkheadError):
     """A field of the request cannot be used as it is."""
 
-    def __init__(
-        self, field: str, description: str, reason: Reason = Reason.FIELD_INVALID
-    ) -> None:
+    def __init__(self, field: str, description: str, reason: Reason = Reason.FIELD_INVALID) -> None:
         super().__init__(f"{field}: {description}", reason)
         self.field = field
         self.description = description

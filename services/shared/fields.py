@@ -56,9 +56,7 @@ def page_cursor(list_name: str, owner: str, token: str) -> str | None:
     """
     if not token:
         return None
-    invalid = InvalidFieldError(
-        "page_token", "is not from this list", Reason.PAGE_TOKEN_INVALID
-    )
+    invalid = InvalidFieldError("page_token", "is not from this list", Reason.PAGE_TOKEN_INVALID)
     try:
         raw = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
         cursor = raw[_BINDING_BYTES:].decode()

@@ -56,9 +56,7 @@ class Principal:
             PermissionDeniedError: the key belongs to no tenant.
         """
         if self.tenant_id is None:
-            raise PermissionDeniedError(
-                "this key belongs to no tenant", Reason.KEY_KIND_REFUSED
-            )
+            raise PermissionDeniedError("this key belongs to no tenant", Reason.KEY_KIND_REFUSED)
         return self.tenant_id
 
     def permits(self, scope: str) -> bool:

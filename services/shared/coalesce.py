@@ -1,0 +1,74 @@
+"""Many concurrent calls, one batch: callers wait a moment together instead of each by itself."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from contextvars import Context
+from typing import Generic, TypeVar
+
+from opentelemetry import context as otel_context
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Coalescer(Generic[Item, Result]):
+    """Gathers single calls into batches.
+
+    A batch leaves at once while fewer than `flights` are under way; what comes meanwhile waits for
+    the next. So an idle process adds no delay, and a busy one sends few, large batches.
+    """
+
+    def __init__(
+        self,
+        call_batch: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]],
+        *,
+        most: int = 256,
+        flights: int = 2,
+    ) -> None:
+        self._call_batch = call_batch
+        self._most = most
+        self._flights = flights
+        self._waiting: list[tuple[Item, asyncio.Future[Result], otel_context.Context]] = []
+        self._under_way: set[asyncio.Task[None]] = set()
+        self._scheduled = False
+
+    async def __call__(self, item: Item) -> Result:
+        """Returns the batch call's result for `item`; raises what the batch call raised."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Result] = loop.create_future()
+        self._waiting.append((item, future, otel_context.get_current()))
+        if not self._scheduled and len(self._under_way) < self._flights:
+            self._scheduled = True
+            # The next turn of the loop: everyone who is ready now gets aboard.
+            loop.call_soon(self._depart)
+        return await future
+
+    def _depart(self) -> None:
+        self._scheduled = False
+        while self._waiting and len(self._under_way) < self._flights:
+            batch, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
+            # A fresh context: a batch belongs to no single caller, so it carries no one's key.
+            # The first caller lends it the trace.
+            task = Context().run(asyncio.get_running_loop().create_task, self._fly(batch))
+            self._under_way.add(task)
+            task.add_done_callback(self._landed)
+
+    def _landed(self, task: asyncio.Task[None]) -> None:
+        self._under_way.discard(task)
+        self._depart()
+
+    async def _fly(
+        self, batch: list[tuple[Item, asyncio.Future[Result], otel_context.Context]]
+    ) -> None:
+        otel_context.attach(batch[0][2])
+        try:
+            results = await self._call_batch([item for item, _, _ in batch])
+            for (_, future, _), result in zip(batch, results, strict=True):
+                if not future.done():
+                    future.set_result(result)
+        except BaseException as error:
+            for _, future, _ in batch:
+                if not future.done():
+                    future.set_exception(error)
+            if not isinstance(error, Exception):
+                raise

@@ -1,0 +1,268 @@
+"""A service's own database: its pool, its two kinds of transaction, its migrations."""
+
+import asyncio
+import hashlib
+import re
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import asyncpg
+import asyncpg.pool
+import structlog
+
+from services.shared.errors import UnavailableError
+from services.shared.ids import TenantId
+from services.shared.settings import PostgresSettings, secret_text
+
+Connection: TypeAlias = (
+    "asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
+)
+
+_CONNECT_TIMEOUT_SECONDS = 3.0
+_ACQUIRE_TIMEOUT_SECONDS = 3.0
+_COMMAND_TIMEOUT_SECONDS = 10.0
+_RECONNECT_SECONDS = 0.2
+_MIGRATION_NAME = re.compile(r"(\d{4})_[a-z0-9_]+\.sql")
+# "bulkhead" in ASCII: the lock under which migrations are applied.
+_MIGRATION_LOCK = 0x62756C6B68656164
+
+_AWAY = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.InterfaceError,
+)
+
+
+@contextmanager
+def postgres_errors() -> Iterator[None]:
+    """Turns a Postgres that is away inside the block into UnavailableError."""
+    try:
+        yield
+    except _AWAY as error:
+        raise UnavailableError("the service's database is away") from error
+
+
+class Signal:
+    """Tells that a notification arrived on a channel since the last wait."""
+
+    def __init__(self) -> None:
+        self._arrived = asyncio.Event()
+
+    def set(self) -> None:
+        """Wakes who waits, now or next."""
+        self._arrived.set()
+
+    async def wait(self, seconds: float) -> bool:
+        """Waits for a notification, at most `seconds`; returns whether one came."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._arrived.wait()
+        except TimeoutError:
+            return False
+        self._arrived.clear()
+        return True
+
+
+class Database:
+    """A service's database. Every statement runs in one of two kinds of transaction.
+
+    `tenant` acts as the role `<service>_tenant`, which row-level security confines to one tenant's
+    rows, so that a forgotten WHERE returns nothing (P-36). `service` acts as `<service>_service`,
+    which sees across: it is for named code that has a reason.
+    """
+
+    def __init__(
+        self, pool: "asyncpg.Pool[asyncpg.Record]", service: str, settings: PostgresSettings
+    ) -> None:
+        self.pool = pool
+        self._service = service
+        self._settings = settings
+
+    @asynccontextmanager
+    async def tenant(self, tenant: TenantId) -> AsyncIterator[Connection]:
+        """Yields a connection inside a transaction that sees `tenant`'s rows alone."""
+        async with self._transaction() as connection:
+            await connection.execute(
+                "SELECT set_config('role', $1, true), set_config('bulkhead.tenant_id', $2, true)",
+                f"{self._service}_tenant",
+                tenant,
+            )
+            yield connection
+
+    @asynccontextmanager
+    async def service(self) -> AsyncIterator[Connection]:
+        """Yields a connection inside a transaction that sees every tenant's rows."""
+        async with self._transaction() as connection:
+            await connection.execute(
+                "SELECT set_config('role', $1, true)", f"{self._service}_service"
+            )
+            yield connection
+
+    @asynccontextmanager
+    async def _transaction(self) -> AsyncIterator[Connection]:
+        with postgres_errors():
+            async with (
+                self.pool.acquire(timeout=_ACQUIRE_TIMEOUT_SECONDS) as connection,
+                connection.transaction(),
+            ):
+                yield connection
+
+    async def check(self) -> None:
+        """Returns when the database answers.
+
+        Raises:
+            UnavailableError: it does not.
+        """
+        with postgres_errors():
+            await self.pool.fetchval("SELECT 1", timeout=_CONNECT_TIMEOUT_SECONDS)
+
+    @asynccontextmanager
+    async def listen(self, channel: str) -> AsyncIterator[Signal]:
+        """Yields a signal that is set by each NOTIFY on `channel`, and after each reconnect.
+
+        The listening connection is its own and comes back by itself; what was sent while it was
+        away is not known, which is why a reconnect sets the signal too.
+        """
+        signal = Signal()
+        task = asyncio.create_task(self._keep_listening(channel, signal))
+        try:
+            yield signal
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    async def _keep_listening(self, channel: str, signal: Signal) -> None:
+        while True:
+            try:
+                connection = await connect(self._settings)
+            except _AWAY:
+                await asyncio.sleep(_RECONNECT_SECONDS)
+                continue
+            lost = asyncio.Event()
+            connection.add_termination_listener(lambda _, lost=lost: lost.set())
+            try:
+                with suppress(*_AWAY):
+                    await connection.add_listener(channel, lambda *_: signal.set())
+                    signal.set()
+                    await lost.wait()
+            finally:
+                connection.terminate()
+
+
+async def connect(settings: PostgresSettings) -> "asyncpg.Connection[asyncpg.Record]":
+    """Returns a connection of its own, outside any pool."""
+    return await asyncpg.connect(
+        host=settings.postgres_host,
+        port=settings.postgres_port,
+        database=settings.postgres_database,
+        user=settings.postgres_user,
+        password=secret_text(settings.postgres_password_file),
+        timeout=_CONNECT_TIMEOUT_SECONDS,
+        command_timeout=_COMMAND_TIMEOUT_SECONDS,
+    )
+
+
+@asynccontextmanager
+async def open_database(
+    settings: PostgresSettings, service: str, migrations: Path
+) -> AsyncIterator[Database]:
+    """Yields the service's database, its migrations applied."""
+    pool = asyncpg.create_pool(
+        host=settings.postgres_host,
+        port=settings.postgres_port,
+        database=settings.postgres_database,
+        user=settings.postgres_user,
+        password=lambda: secret_text(settings.postgres_password_file) or "",
+        min_size=1,
+        max_size=settings.postgres_pool_size,
+        timeout=_CONNECT_TIMEOUT_SECONDS,
+        command_timeout=_COMMAND_TIMEOUT_SECONDS,
+    )
+    async with pool:
+        async with pool.acquire() as connection:
+            await migrate(connection, migrations)
+        yield Database(pool, service, settings)
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One numbered file of SQL."""
+
+    version: int
+    name: str
+    sql: str
+
+    @property
+    def checksum(self) -> str:
+        """SHA-256 of the file's text, in hex."""
+        return hashlib.sha256(self.sql.encode()).hexdigest()
+
+
+class MigrationError(RuntimeError):
+    """The files and what was applied before do not fit together."""
+
+
+def read_migrations(folder: Path) -> list[Migration]:
+    """Returns the migrations in `folder`, in order.
+
+    Raises:
+        MigrationError: a file is misnamed, or two have one number.
+    """
+    found = []
+    for path in sorted(folder.glob("*.sql")):
+        match = _MIGRATION_NAME.fullmatch(path.name)
+        if match is None:
+            raise MigrationError(f"{path.name}: name it 0001_what_it_does.sql")
+        found.append(Migration(int(match[1]), path.name, path.read_text()))
+    if len({migration.version for migration in found}) != len(found):
+        raise MigrationError(f"{folder}: two migrations have one number")
+    return found
+
+
+async def migrate(connection: Connection, folder: Path) -> None:
+    """Applies what is not applied yet, all or nothing, one process at a time.
+
+    Raises:
+        MigrationError: an applied migration was changed.
+    """
+    migrations = read_migrations(folder)
+    async with connection.transaction():
+        await connection.execute("SELECT pg_advisory_xact_lock($1)", _MIGRATION_LOCK)
+        await connection.execute(
+            "CREATE TABLE IF NOT EXISTS schema_migrations ("
+            " version integer PRIMARY KEY, name text NOT NULL, checksum text NOT NULL,"
+            " applied_at timestamptz NOT NULL DEFAULT now())"
+        )
+        rows = await connection.fetch("SELECT version, checksum FROM schema_migrations")
+        applied: dict[int, str] = {row["version"]: row["checksum"] for row in rows}
+        _verify(migrations, applied)
+        for migration in migrations:
+            if migration.version not in applied:
+                await _apply(connection, migration)
+
+
+def _verify(migrations: list[Migration], applied: dict[int, str]) -> None:
+    for migration in migrations:
+        known = applied.get(migration.version)
+        if known is not None and known != migration.checksum:
+            raise MigrationError(f"{migration.name} was changed after it was applied")
+
+
+async def _apply(connection: Connection, migration: Migration) -> None:
+    await connection.execute(migration.sql)
+    await connection.execute(
+        "INSERT INTO schema_migrations (version, name, checksum) VALUES ($1, $2, $3)",
+        migration.version,
+        migration.name,
+        migration.checksum,
+    )
+    structlog.get_logger().info("migration applied", migration=migration.name)

@@ -1,0 +1,54 @@
+"""Starting a service process: settings, logs, telemetry, and a drain on SIGTERM."""
+
+import asyncio
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import TypeVar
+
+import uvloop
+from pydantic import ValidationError
+
+from services.shared.logging import configure_logging
+from services.shared.server import Service, serving
+from services.shared.settings import ServiceSettings
+from services.shared.telemetry import exported
+
+S = TypeVar("S", bound=ServiceSettings)
+Compose = Callable[[S], AbstractAsyncContextManager[Service]]
+
+WRONG_SETTINGS = 2
+
+
+def main(name: str, settings_type: type[S], compose: Compose[S]) -> None:
+    """Serves until SIGTERM or SIGINT; bad settings end the process with 2 and one clear line."""
+    settings = read_settings(settings_type)
+    configure_logging(name, settings.log_level)
+    with exported(name, settings.otlp_endpoint):
+        uvloop.run(_serve(settings, compose))
+
+
+def read_settings(settings_type: type[S]) -> S:
+    """Returns the settings in the environment.
+
+    Raises:
+        SystemExit: 2, after one line for each variable that cannot be used.
+    """
+    try:
+        return settings_type()
+    except ValidationError as error:
+        for problem in error.errors():
+            field = "_".join(str(part) for part in problem["loc"])
+            # Never the value: it may be a secret.
+            print(f"BULKHEAD_{field.upper()}: {problem['msg']}", file=sys.stderr)  # noqa: T201 logs are not set up yet
+        raise SystemExit(WRONG_SETTINGS) from None
+
+
+async def _serve(settings: S, compose: Compose[S]) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with compose(settings) as service, serving(service, settings):
+        await stop.wait()

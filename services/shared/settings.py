@@ -1,0 +1,64 @@
+"""Settings that every service has; each reads `BULKHEAD_*` once, at start."""
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+LOCAL_PKI = Path(".bulkhead/pki")
+
+
+class ServiceSettings(BaseSettings):
+    """Addresses, identity and limits of one service process."""
+
+    model_config = SettingsConfigDict(env_prefix="BULKHEAD_", extra="ignore")
+
+    # Where the service listens, with mTLS; port 0 picks a free one.
+    listen: str = "127.0.0.1:0"
+    # Where health is served in plaintext, and nothing else: a probe carries no certificate.
+    health_listen: str = "127.0.0.1:0"
+    tls_cert_file: Path = LOCAL_PKI / "service.crt"
+    tls_key_file: Path = LOCAL_PKI / "service.key"
+    tls_ca_file: Path = LOCAL_PKI / "ca.crt"
+    trust_domain: str = "bulkhead.local"
+    # Receiver of OTLP over gRPC, as host:port; empty: no traces, no metrics, no cost.
+    otlp_endpoint: str = ""
+    log_level: str = "info"
+    key_prefix: str = Field(default="smcp", pattern=r"^[a-z]{2,12}$")
+    # Calls served at once; one more is refused with OVERLOADED before it starts.
+    max_in_flight: int = Field(default=512, ge=1)
+    # Seconds between saying NOT_SERVING and closing the door, for balancers to notice.
+    drain_seconds: float = Field(default=0.2, ge=0)
+    # Seconds that calls in flight may take to end after the door is closed.
+    grace_seconds: float = Field(default=10.0, ge=0)
+
+    auth_target: str = "127.0.0.1:7101"
+    ratelimit_target: str = "127.0.0.1:7102"
+    provisioner_target: str = "127.0.0.1:7103"
+    app_proxy_target: str = "127.0.0.1:7104"
+
+
+class PostgresSettings(BaseSettings):
+    """Where a service's own database is."""
+
+    postgres_host: str = "127.0.0.1"
+    postgres_port: int = 5432
+    postgres_database: str = ""
+    postgres_user: str = ""
+    # Read at each connection, so that a rotated password is picked up.
+    postgres_password_file: Path | None = None
+    postgres_pool_size: int = Field(default=10, ge=1)
+
+
+class ValkeySettings(BaseSettings):
+    """Where Valkey is, and as whom the service logs in."""
+
+    valkey_host: str = "127.0.0.1"
+    valkey_port: int = 6379
+    valkey_user: str = ""
+    valkey_password_file: Path | None = None
+
+
+def secret_text(file: Path | None) -> str | None:
+    """Returns the secret in `file` without surrounding space; None without a file."""
+    return file.read_text().strip() if file is not None else None
