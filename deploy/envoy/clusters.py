@@ -1,0 +1,134 @@
+"""Where the front door forwards to: each service by mutual TLS, known by its SPIFFE URI."""
+
+from ipaddress import ip_address
+from typing import Any
+
+from deploy.envoy.settings import Address, EdgeSettings, Identity
+
+APP_PROXY_HTTP = "app_proxy_http"
+OTLP = "otlp"
+_TLS = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext"
+_HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+_MOST_CONNECTIONS = 4_096
+_MOST_REQUESTS = 16_384
+_MOST_RETRIES = 256
+_BUFFER_BYTES = 1 << 20
+# Shorter than a server's own patience with an idle connection (5 s), so that no request meets a
+# connection which the other side is just closing.
+_IDLE_HTTP1 = "4s"
+
+
+def clusters(settings: EdgeSettings) -> list[dict[str, Any]]:
+    """Returns a cluster per service, one for deployments' requests, and the trace receiver's."""
+    identity = settings.identity
+    services = [
+        _secured(service, address, service, identity, _grpc())
+        for service, address in sorted(settings.services.items())
+    ]
+    http = _secured(APP_PROXY_HTTP, settings.app_proxy_http, "app_proxy", identity, _http1())
+    traces = [_cluster(OTLP, settings.otlp, _grpc())] if settings.otlp else []
+    return [*services, http, *traces]
+
+
+def endpoint(address: Address) -> dict[str, Any]:
+    """Returns Envoy's words for an address."""
+    return {"socket_address": {"address": address.host, "port_value": address.port}}
+
+
+def _secured(
+    name: str, address: Address, service: str, identity: Identity, options: dict[str, Any]
+) -> dict[str, Any]:
+    alpn = "h2" if "http2_protocol_options" in options["explicit_http_config"] else "http/1.1"
+    return _cluster(name, address, options) | {
+        "transport_socket": {
+            "name": "envoy.transport_sockets.tls",
+            "typed_config": {
+                "@type": _TLS,
+                "sni": service,
+                "common_tls_context": _tls_context(identity, service, alpn),
+            },
+        }
+    }
+
+
+def _tls_context(identity: Identity, service: str, alpn: str) -> dict[str, Any]:
+    uri = f"spiffe://{identity.trust_domain}/bulkhead/{service}"
+    return {
+        "alpn_protocols": [alpn],
+        "tls_params": {"tls_minimum_protocol_version": "TLSv1_3"},
+        "tls_certificates": [
+            {
+                "certificate_chain": {"filename": str(identity.certificate)},
+                "private_key": {"filename": str(identity.key)},
+            }
+        ],
+        "validation_context": {
+            "trusted_ca": {"filename": str(identity.authority)},
+            "match_typed_subject_alt_names": [{"san_type": "URI", "matcher": {"exact": uri}}],
+        },
+    }
+
+
+def _cluster(name: str, address: Address, options: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "name": name,
+        "type": "STATIC" if _is_ip(address.host) else "STRICT_DNS",
+        "connect_timeout": "1s",
+        "lb_policy": "LEAST_REQUEST",
+        "per_connection_buffer_limit_bytes": _BUFFER_BYTES,
+        "load_assignment": {
+            "cluster_name": name,
+            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": endpoint(address)}}]}],
+        },
+        "typed_extension_protocol_options": {
+            _HTTP_OPTIONS: {"@type": f"type.googleapis.com/{_HTTP_OPTIONS}"} | options
+        },
+        "circuit_breakers": {"thresholds": [_thresholds()]},
+        "outlier_detection": _outliers(),
+    }
+
+
+def _thresholds() -> dict[str, Any]:
+    return {
+        "priority": "DEFAULT",
+        "max_connections": _MOST_CONNECTIONS,
+        "max_pending_requests": _MOST_REQUESTS,
+        "max_requests": _MOST_REQUESTS,
+        "max_retries": _MOST_RETRIES,
+    }
+
+
+def _outliers() -> dict[str, Any]:
+    """Leaves out, for a moment, a replica that cannot be reached; what it answers is its own."""
+    return {
+        "split_external_local_origin_errors": True,
+        "consecutive_local_origin_failure": 5,
+        "enforcing_consecutive_local_origin_failure": 100,
+        "enforcing_consecutive_5xx": 0,
+        "enforcing_consecutive_gateway_failure": 0,
+        "enforcing_success_rate": 0,
+        "enforcing_local_origin_success_rate": 0,
+        "interval": "1s",
+        "base_ejection_time": "1s",
+        "max_ejection_time": "5s",
+        "max_ejection_percent": 50,
+    }
+
+
+def _grpc() -> dict[str, Any]:
+    return {"explicit_http_config": {"http2_protocol_options": {}}}
+
+
+def _http1() -> dict[str, Any]:
+    return {
+        "explicit_http_config": {"http_protocol_options": {}},
+        "common_http_protocol_options": {"idle_timeout": _IDLE_HTTP1},
+    }
+
+
+def _is_ip(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,107 @@
+"""Which request goes where: the API by exact method, deployments by host, nothing else."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from deploy.envoy.clusters import APP_PROXY_HTTP
+from deploy.envoy.contracts import OpenMethod
+from deploy.envoy.replies import UNKNOWN
+from deploy.envoy.settings import EdgeSettings
+
+BUFFER = "envoy.filters.http.buffer"
+CHECK = "envoy.filters.http.ext_authz"
+_PER_ROUTE = {
+    BUFFER: "type.googleapis.com/envoy.extensions.filters.http.buffer.v3.BufferPerRoute",
+    CHECK: "type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute",
+}
+_UNARY_SECONDS = 60
+_STREAM_SECONDS = 3_600
+_IDLE_SECONDS = 900
+# A request that never left is safe to send again, whatever it does. The pauses outlast the
+# restart of a killed service.
+_RETRY = {
+    "retry_on": "connect-failure,refused-stream,reset-before-request",
+    "num_retries": 4,
+    "retry_back_off": {"base_interval": "0.05s", "max_interval": "0.5s"},
+}
+
+
+def route_configuration(settings: EdgeSettings, methods: Iterable[OpenMethod]) -> dict[str, Any]:
+    """Returns the routes of the front door; `host:port` counts as `host`."""
+    return {
+        "name": "edge",
+        "ignore_port_in_host_matching": True,
+        "virtual_hosts": [
+            _api(settings.api_hosts, methods),
+            _deployments(settings.domain),
+            _elsewhere(),
+        ],
+    }
+
+
+def _api(hosts: Iterable[str], methods: Iterable[OpenMethod]) -> dict[str, Any]:
+    """The API: services ask for the key themselves."""
+    return {
+        "name": "api",
+        "domains": list(hosts),
+        "routes": [*(_method(each) for each in methods), _nothing()],
+        "typed_per_filter_config": _without(CHECK, BUFFER),
+    }
+
+
+def _method(method: OpenMethod) -> dict[str, Any]:
+    most = f"{_STREAM_SECONDS if method.streaming else _UNARY_SECONDS}s"
+    return {
+        "match": {"path": method.path, "grpc": {}},
+        "route": {
+            "cluster": method.service,
+            # The deadline of the call, as far as we go along with it, stands in for a timeout.
+            "timeout": "0s",
+            "idle_timeout": most,
+            "max_stream_duration": {"max_stream_duration": most, "grpc_timeout_header_max": most},
+            "retry_policy": _RETRY,
+        },
+        "decorator": {"operation": method.path[1:], "propagate": False},
+    }
+
+
+def _deployments(domain: str) -> dict[str, Any]:
+    """Each deployment's own host: checked by app_proxy, then served by it."""
+    return {
+        "name": "deployments",
+        "domains": [f"*.{domain}"],
+        "routes": [
+            {
+                "match": {"prefix": "/"},
+                "route": {
+                    "cluster": APP_PROXY_HTTP,
+                    # A stream of events may last; one that is silent for long is given up.
+                    "timeout": "0s",
+                    "idle_timeout": f"{_IDLE_SECONDS}s",
+                    "retry_policy": _RETRY,
+                },
+                "decorator": {"operation": "deployment", "propagate": False},
+            }
+        ],
+    }
+
+
+def _elsewhere() -> dict[str, Any]:
+    return {
+        "name": "elsewhere",
+        "domains": ["*"],
+        "routes": [_nothing()],
+        "typed_per_filter_config": _without(CHECK, BUFFER),
+    }
+
+
+def _nothing() -> dict[str, Any]:
+    return {
+        "match": {"prefix": "/"},
+        "direct_response": {"status": UNKNOWN.status},
+        "decorator": {"operation": "nothing", "propagate": False},
+    }
+
+
+def _without(*filters: str) -> dict[str, Any]:
+    return {name: {"@type": _PER_ROUTE[name], "disabled": True} for name in filters}

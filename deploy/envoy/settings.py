@@ -1,0 +1,53 @@
+"""What the front door's configuration is made from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where something listens: an IP address, or a name to be looked up, and a port."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """The front door's own certificate, and the authority that signs those of the services."""
+
+    certificate: Path
+    key: Path
+    authority: Path
+    trust_domain: str = "bulkhead.local"
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeSettings:
+    """One front door, whether local or in a cluster."""
+
+    listen: Address
+    admin: Address
+    identity: Identity
+    # gRPC of each service by its name: "auth", "ratelimit", "provisioner", "app_proxy".
+    services: Mapping[str, Address]
+    # What deployments' requests go to once app_proxy has let them in.
+    app_proxy_http: Address
+    # Deployments are `<deployment>.<domain>`; any port.
+    domain: str = "localhost"
+    # Where the API is served; any port.
+    api_hosts: tuple[str, ...] = ("localhost", "127.0.0.1")
+    # A file that the process may append to; "/dev/stdout" in a container.
+    access_log: Path = field(default=Path("/dev/stdout"))
+    # A receiver of OTLP over gRPC; None: no traces.
+    otlp: Address | None = None
+    # The same door without its checks, for the benchmark alone.
+    unchecked: Address | None = None
+    # How long app_proxy may take to decide; the request is refused with 503 after.
+    check_timeout: timedelta = timedelta(seconds=2)
+    max_request_bytes: int = 4 << 20
