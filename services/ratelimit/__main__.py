@@ -1,0 +1,6 @@
+from services.ratelimit.server import compose
+from services.ratelimit.settings import Settings
+from services.shared.runtime import main
+
+if __name__ == "__main__":
+    main("ratelimit", Settings, compose)

@@ -1,0 +1,44 @@
+"""Composition root of the ratelimit service."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from bulkhead.ratelimit.v1 import ratelimit_service_pb2
+from bulkhead.ratelimit.v1.ratelimit_service_pb2_grpc import add_RatelimitServiceServicer_to_server
+
+from services.ratelimit.peers import AuthDeployments
+from services.ratelimit.rpc import RatelimitServicer
+from services.ratelimit.service import Ratelimit
+from services.ratelimit.settings import Settings
+from services.ratelimit.store import CounterStore, script_text
+from services.shared.access import RemoteAuditor, RemoteAuthenticator, open_key_resolver
+from services.shared.channel import open_channel
+from services.shared.redis import open_valkey
+from services.shared.server import Registration, Service
+
+
+@asynccontextmanager
+async def compose(settings: Settings) -> AsyncIterator[Service]:
+    """Yields the service with its store and peers open; closes them in reverse."""
+    async with (
+        open_valkey(settings) as valkey,
+        open_channel(settings, "auth", settings.auth_target) as auth,
+        open_key_resolver(auth) as keys,
+    ):
+        counters = CounterStore(valkey, script_text(), settings.valkey_patience_seconds)
+        ratelimit = Ratelimit(settings.plan_limits(), keys, counters, AuthDeployments(auth))
+        yield Service(
+            registrations=[_registration(ratelimit)],
+            authenticator=RemoteAuthenticator(keys, settings.key_prefix),
+            auditor=RemoteAuditor(auth),
+            # Not auth: where its answers are remembered, calls are decided without it.
+            checks={"valkey": counters.check},
+        )
+
+
+def _registration(ratelimit: Ratelimit) -> Registration:
+    return Registration(
+        descriptor=ratelimit_service_pb2.DESCRIPTOR.services_by_name["RatelimitService"],
+        servicer=RatelimitServicer(ratelimit),
+        add_to_server=add_RatelimitServiceServicer_to_server,
+    )

@@ -1,0 +1,42 @@
+"""Settings of the ratelimit service: `BULKHEAD_*`."""
+
+from pydantic import Field
+
+from services.ratelimit.domain import Limits, PlanLimits
+from services.ratelimit.gcra import Ceiling
+from services.shared.principal import Plan
+from services.shared.settings import ServiceSettings, ValkeySettings
+
+# With both at most a million, every number of `acquire.lua` stays an exact double.
+_MOST = 1_000_000
+
+
+class Settings(ServiceSettings, ValkeySettings):
+    """What each plan admits, beside what every service has."""
+
+    # Sustained calls per second of one deployment.
+    rate_free: int = Field(default=10, ge=1, le=_MOST)
+    rate_pro: int = Field(default=100, ge=1, le=_MOST)
+    rate_scale: int = Field(default=1_000, ge=1, le=_MOST)
+    # Calls of one deployment that may come at once.
+    burst_free: int = Field(default=20, ge=1, le=_MOST)
+    burst_pro: int = Field(default=200, ge=1, le=_MOST)
+    burst_scale: int = Field(default=2_000, ge=1, le=_MOST)
+    # Calls of one deployment in a UTC calendar month; 0: no monthly limit.
+    quota_free: int = Field(default=1_000, ge=0)
+    quota_pro: int = Field(default=0, ge=0)
+    quota_scale: int = Field(default=0, ge=0)
+    # Seconds that Valkey may take to decide a batch; then the call is refused as UNAVAILABLE.
+    valkey_patience_seconds: float = Field(default=0.8, gt=0)
+
+    def plan_limits(self) -> PlanLimits:
+        """Returns the limits of every plan."""
+        return {
+            Plan.FREE: _limits(self.rate_free, self.burst_free, self.quota_free),
+            Plan.PRO: _limits(self.rate_pro, self.burst_pro, self.quota_pro),
+            Plan.SCALE: _limits(self.rate_scale, self.burst_scale, self.quota_scale),
+        }
+
+
+def _limits(rate: int, burst: int, quota: int) -> Limits:
+    return Limits(Ceiling(rate, burst), quota or None)
