@@ -1,0 +1,8 @@
+"""Starts auth: `python -m services.auth`."""
+
+from services.auth.server import compose
+from services.auth.settings import Settings
+from services.shared.runtime import main
+
+if __name__ == "__main__":
+    main("auth", Settings, compose)

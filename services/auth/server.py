@@ -1,0 +1,58 @@
+"""Composition of auth."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+from bulkhead.auth.v1 import auth_service_pb2 as pb2
+from bulkhead.auth.v1.auth_service_pb2_grpc import add_AuthServiceServicer_to_server
+
+from services.auth.authenticator import LocalAuditor, LocalAuthenticator
+from services.auth.domain import Pepper
+from services.auth.revocations import RevocationFeed
+from services.auth.rpc import AuthRpc
+from services.auth.service import AuthService
+from services.auth.settings import Settings
+from services.shared.clock import utc_now
+from services.shared.postgres import open_database
+from services.shared.server import Registration, Service
+from services.shared.settings import secret_text
+
+_MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+@asynccontextmanager
+async def compose(settings: Settings) -> AsyncIterator[Service]:
+    """Yields auth, ready to be served."""
+    async with open_database(settings, "auth", _MIGRATIONS) as database:
+        feed = RevocationFeed(database)
+        service = AuthService(
+            database,
+            Pepper(settings.pepper_file.read_bytes().strip()),
+            feed,
+            utc_now,
+            key_prefix=settings.key_prefix,
+            job_key_lifetime=settings.job_key_lifetime,
+        )
+        operator_key = secret_text(settings.bootstrap_operator_key_file)
+        if operator_key is not None:
+            await service.put_operator_key(operator_key)
+        feeding = asyncio.create_task(feed.run())
+        try:
+            yield Service(
+                registrations=[
+                    Registration(
+                        pb2.DESCRIPTOR.services_by_name["AuthService"],
+                        AuthRpc(service),
+                        add_AuthServiceServicer_to_server,
+                    )
+                ],
+                authenticator=LocalAuthenticator(service, settings.key_prefix),
+                auditor=LocalAuditor(service),
+                checks={"postgres": database.check},
+            )
+        finally:
+            feeding.cancel()
+            with suppress(asyncio.CancelledError):
+                await feeding

@@ -1,0 +1,20 @@
+"""Settings of auth."""
+
+from datetime import timedelta
+from pathlib import Path
+
+from services.shared.settings import PostgresSettings, ServiceSettings
+
+
+class Settings(ServiceSettings, PostgresSettings):
+    """Read from `BULKHEAD_*`."""
+
+    listen: str = "127.0.0.1:7101"
+    postgres_database: str = "auth"
+    postgres_user: str = "auth"
+    # At least 32 bytes; without it nobody can tell from a copy of the database what a key is.
+    pepper_file: Path = Path(".bulkhead/secrets/pepper")
+    # Holds the operator's key; the key in this file is valid, and no earlier one.
+    bootstrap_operator_key_file: Path | None = None
+    # How long a job may act for a tenant after it was asked for.
+    job_key_lifetime: timedelta = timedelta(hours=24)
