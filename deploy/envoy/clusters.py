@@ -55,7 +55,11 @@ def _tls_context(identity: Identity, service: str, alpn: str) -> dict[str, Any]:
     uri = f"spiffe://{identity.trust_domain}/bulkhead/{service}"
     return {
         "alpn_protocols": [alpn],
-        "tls_params": {"tls_minimum_protocol_version": "TLSv1_3"},
+        "tls_params": {
+            "tls_minimum_protocol_version": "TLSv1_3",
+            # Clients stop at 1.2 unless told otherwise.
+            "tls_maximum_protocol_version": "TLSv1_3",
+        },
         "tls_certificates": [
             {
                 "certificate_chain": {"filename": str(identity.certificate)},

@@ -111,8 +111,12 @@ def _hygiene() -> dict[str, Any]:
     return {
         "early_header_mutation_extensions": [_strip_reserved()],
         "use_remote_address": True,
-        # Nobody is trusted for the network that he comes from, not even the loopback one.
-        "internal_address_config": {"unix_sockets": False, "cidr_ranges": []},
+        # Nobody is trusted for the network that he comes from, not even the loopback one; an empty
+        # list would mean the private networks, so it names an address that nobody has (RFC 5737).
+        "internal_address_config": {
+            "unix_sockets": False,
+            "cidr_ranges": [{"address_prefix": "192.0.2.1", "prefix_len": 32}],
+        },
         "server_name": "bulkhead",
         "normalize_path": True,
         "merge_slashes": True,

@@ -3,7 +3,6 @@
 Answers that come from a service pass untouched.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,20 +36,22 @@ class Problem:
 AWAY = Problem(
     503,
     "DEPENDENCY_UNAVAILABLE",
-    "Service Unavailable",
-    "a service that is needed is away; nothing was done",
+    "Temporarily unavailable",
+    "Something that is needed to serve this request is away.",
     retry=True,
 )
 TOO_LATE = Problem(
-    504, "DEPENDENCY_UNAVAILABLE", "Gateway Timeout", "the answer took too long", retry=True
+    504, "DEPENDENCY_UNAVAILABLE", "Too slow an answer", "The answer took too long.", retry=True
 )
-UNKNOWN = Problem(404, "RESOURCE_NOT_FOUND", "Not Found", "no such host or path")
-TOO_LARGE = Problem(413, "FIELD_INVALID", "Content Too Large", "the request body is too large")
+UNKNOWN = Problem(
+    404, "RESOURCE_NOT_FOUND", "Unknown host", "Nothing is served at this host and path."
+)
+TOO_LARGE = Problem(413, "FIELD_INVALID", "Too large", "The body of the request is too large.")
 HEADERS_TOO_LARGE = Problem(
-    431, "FIELD_INVALID", "Request Header Fields Too Large", "the request headers are too large"
+    431, "FIELD_INVALID", "Too large", "The headers of the request are too large."
 )
-MALFORMED = Problem(400, "FIELD_INVALID", "Bad Request", "the request is malformed")
-TOO_SLOW = Problem(408, "DEADLINE_TOO_SHORT", "Request Timeout", "the request came too slowly")
+MALFORMED = Problem(400, "FIELD_INVALID", "Malformed", "The request is malformed.")
+TOO_SLOW = Problem(408, "DEADLINE_TOO_SHORT", "Too slow", "The request came too slowly.")
 
 
 def local_replies() -> dict[str, Any]:
@@ -58,18 +59,26 @@ def local_replies() -> dict[str, Any]:
     problems = (AWAY, TOO_LATE, UNKNOWN, TOO_LARGE, HEADERS_TOO_LARGE, MALFORMED, TOO_SLOW)
     return {
         "mappers": [
-            # gRPC has its own words for these: Envoy turns the HTTP status into a gRPC one.
-            {"filter": _is_grpc()},
             # A refusal by app_proxy is app_proxy's answer.
             {"filter": _when("response.code_details == 'ext_authz_denied'")},
-            *(_mapper(_is_status(problem.status), problem) for problem in problems),
+            *(_grpc_mapper(problem) for problem in problems),
+            {"filter": _is_grpc()},
+            *(_mapper(problem) for problem in problems),
         ]
     }
 
 
-def _mapper(condition: Mapping[str, Any], problem: Problem) -> dict[str, Any]:
+def _grpc_mapper(problem: Problem) -> dict[str, Any]:
+    """The body becomes the gRPC status's message; Envoy derives the code from the HTTP status."""
+    return {
+        "filter": {"and_filter": {"filters": [_is_grpc(), _is_status(problem.status)]}},
+        "body_format_override": {"text_format_source": {"inline_string": problem.detail}},
+    }
+
+
+def _mapper(problem: Problem) -> dict[str, Any]:
     mapper: dict[str, Any] = {
-        "filter": condition,
+        "filter": _is_status(problem.status),
         "body_format_override": {"json_format": problem.body, "content_type": CONTENT_TYPE},
     }
     if problem.retry:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,11 +15,11 @@ from redis.exceptions import RedisError
 
 from deploy.local.files import ensure_private, new_secret, private_folder, write_private
 from deploy.local.ports import LOOPBACK, free_ports
+from deploy.local.waiting import until
 
 OPERATOR = "operator"
 PREFIXES: Mapping[str, str] = {"ratelimit": "limit:", "app_proxy": "deploy:"}
 START_SECONDS = 20.0
-_POLL_SECONDS = 0.02
 
 # What a service needs, minus all that enumerates, erases, or is shared by every user of the
 # server. Order matters: the last rule that names a command decides.
@@ -72,22 +73,13 @@ def password_files(home: Path) -> dict[str, Path]:
     return {user: home / f"{user}.password" for user in (OPERATOR, *PREFIXES)}
 
 
-async def ping(server: ValkeyServer) -> None:
-    """Returns once the server has answered.
-
-    Raises:
-        RedisError: it is away, or still loading.
-    """
-    password = await asyncio.to_thread(server.password_files[OPERATOR].read_text)
-    async with Redis(
-        host=server.host,
-        port=server.port,
-        username=OPERATOR,
-        password=password,
-        socket_connect_timeout=1,
-        socket_timeout=1,
-    ) as connection:
-        await connection.ping()
+async def ready(server: ValkeyServer) -> bool:
+    """Whether the server answers; not yet while it still loads."""
+    try:
+        await _ping(server)
+    except RedisError:
+        return False
+    return True
 
 
 @asynccontextmanager
@@ -105,8 +97,7 @@ async def valkey_server(home: Path, port: int | None = None) -> AsyncIterator[Va
             *command, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log
         )
     try:
-        async with asyncio.timeout(START_SECONDS):
-            await _answering(server)
+        await until(partial(ready, server), START_SECONDS)
         yield server
     finally:
         with contextlib.suppress(ProcessLookupError):
@@ -114,14 +105,17 @@ async def valkey_server(home: Path, port: int | None = None) -> AsyncIterator[Va
         await process.wait()
 
 
-async def _answering(server: ValkeyServer) -> None:
-    while True:
-        try:
-            await ping(server)
-        except RedisError:
-            await asyncio.sleep(_POLL_SECONDS)
-        else:
-            return
+async def _ping(server: ValkeyServer) -> None:
+    password = await asyncio.to_thread(server.password_files[OPERATOR].read_text)
+    async with Redis(
+        host=server.host,
+        port=server.port,
+        username=OPERATOR,
+        password=password,
+        socket_connect_timeout=1,
+        socket_timeout=1,
+    ) as connection:
+        await connection.ping()
 
 
 def _rules(home: Path, user: str, prefix: str, commands: str) -> str:
