@@ -8,10 +8,14 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 LOCAL_PKI = Path(".bulkhead/pki")
 
 
-class ServiceSettings(BaseSettings):
-    """Addresses, identity and limits of one service process."""
+class Environment(BaseSettings):
+    """Settings out of `BULKHEAD_*`; what a service does not know is another's."""
 
     model_config = SettingsConfigDict(env_prefix="BULKHEAD_", extra="ignore")
+
+
+class ServiceSettings(Environment):
+    """Addresses, identity and limits of one service process."""
 
     # Where the service listens, with mTLS; port 0 picks a free one.
     listen: str = "127.0.0.1:0"
@@ -38,7 +42,7 @@ class ServiceSettings(BaseSettings):
     app_proxy_target: str = "127.0.0.1:7104"
 
 
-class PostgresSettings(BaseSettings):
+class PostgresSettings(Environment):
     """Where a service's own database is."""
 
     postgres_host: str = "127.0.0.1"
@@ -50,7 +54,7 @@ class PostgresSettings(BaseSettings):
     postgres_pool_size: int = Field(default=10, ge=1)
 
 
-class ValkeySettings(BaseSettings):
+class ValkeySettings(Environment):
     """Where Valkey is, and as whom the service logs in."""
 
     valkey_host: str = "127.0.0.1"
