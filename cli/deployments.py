@@ -1,0 +1,233 @@
+"""The commands `bulkhead deployment …`."""
+
+import uuid
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+from bulkhead.provisioner.v1 import provisioner_service_pb2 as pb
+
+from cli.operations import finished
+from cli.options import (
+    CALL_SECONDS,
+    WAIT_SECONDS,
+    Api,
+    Json,
+    KeyFile,
+    Limit,
+    NoWait,
+    RequestId,
+    Timeout,
+    WaitSeconds,
+)
+from cli.paging import listed
+from cli.rendering import document, enum_text, fields, table, time_text
+from cli.session import Connection, Session, run
+
+DeploymentId = Annotated[
+    str, typer.Argument(metavar="ID", help="`dep_…`, as `deployment list` shows it.")
+]
+OwnDeploymentId = Annotated[
+    str,
+    typer.Argument(
+        metavar="[ID]",
+        help="`dep_…`; not needed with the deployment's own key.",
+        show_default=False,
+    ),
+]
+
+
+class Role(StrEnum):
+    """A role in the deployment's database."""
+
+    READER = "reader"
+    WRITER = "writer"
+
+
+def register(app: typer.Typer) -> None:
+    """Adds `deployment` to the command line."""
+    deployments = typer.Typer(
+        no_args_is_help=True,
+        help="Make, list and delete deployments, each with its own Postgres server.",
+    )
+    deployments.command("create", epilog=_CREATE_EXAMPLE)(create)
+    deployments.command("list", epilog=_LIST_EXAMPLE)(list_all)
+    deployments.command("get", epilog=_GET_EXAMPLE)(get)
+    deployments.command("connection", epilog=_CONNECTION_EXAMPLE)(connection)
+    deployments.command("delete", epilog=_DELETE_EXAMPLE)(delete)
+    app.add_typer(deployments, name="deployment")
+
+
+_CREATE_EXAMPLE = """Examples:
+
+bulkhead deployment create notes --mcp --database
+
+bulkhead deployment create notes --mcp --database --no-wait --json | jq -r .deployment_id"""
+_LIST_EXAMPLE = """Example: bulkhead deployment list --limit 20"""
+_GET_EXAMPLE = """Example: bulkhead deployment get dep_…"""
+_CONNECTION_EXAMPLE = """Example: psql "$(bulkhead deployment connection dep_… --role writer)\""""
+_DELETE_EXAMPLE = """Example: bulkhead deployment delete dep_…"""
+
+
+def create(
+    name: Annotated[str, typer.Argument(help="1 to 63 characters; the host name begins with it.")],
+    mcp: Annotated[
+        bool, typer.Option("--mcp", help="Serve MCP at /mcp of its host. Needs --database.")
+    ] = False,
+    database: Annotated[
+        bool, typer.Option("--database", help="Give it a Postgres server of its own.")
+    ] = False,
+    no_wait: NoWait = False,
+    wait_seconds: WaitSeconds = WAIT_SECONDS,
+    request_id: RequestId = "",
+    as_json: Json = False,
+    api: Api = "",
+    key_file: KeyFile = None,
+    timeout: Timeout = CALL_SECONDS,
+) -> None:
+    """Create a deployment and wait until it is ready; each step is told on stderr."""
+    request = pb.CreateDeploymentRequest(
+        request_id=request_id or str(uuid.uuid4()), name=name, mcp=mcp, database=database
+    )
+
+    async def command(session: Session) -> None:
+        created = await session.provisioner.CreateDeployment(request)
+        deployment, operation = created.deployment, created.operation
+        if not no_wait:
+            operation = await finished(session, operation, wait_seconds)
+            deployment = await _deployment(session, deployment.deployment_id)
+        session.show(_with_operation(document(deployment), operation), _shown(deployment))
+        session.tell(f"Next: bulkhead key issue --deployment {deployment.deployment_id}")
+
+    run(Connection(api, key_file, timeout, as_json), command)
+
+
+def list_all(
+    limit: Limit = None,
+    as_json: Json = False,
+    api: Api = "",
+    key_file: KeyFile = None,
+    timeout: Timeout = CALL_SECONDS,
+) -> None:
+    """List the tenant's deployments, newest first."""
+
+    async def command(session: Session) -> None:
+        async def page(size: int, token: str) -> tuple[list[pb.Deployment], str]:
+            request = pb.ListDeploymentsRequest(page_size=size, page_token=token)
+            answer = await session.provisioner.ListDeployments(request)
+            return list(answer.deployments), answer.next_page_token
+
+        found = await listed(page, limit)
+        session.show({"deployments": [document(one) for one in found]}, _listed(found))
+
+    run(Connection(api, key_file, timeout, as_json), command)
+
+
+def get(
+    deployment_id: OwnDeploymentId = "",
+    as_json: Json = False,
+    api: Api = "",
+    key_file: KeyFile = None,
+    timeout: Timeout = CALL_SECONDS,
+) -> None:
+    """Show one deployment."""
+
+    async def command(session: Session) -> None:
+        deployment = await _deployment(session, deployment_id)
+        session.show(document(deployment), _shown(deployment))
+
+    run(Connection(api, key_file, timeout, as_json), command)
+
+
+def connection(
+    deployment_id: OwnDeploymentId = "",
+    role: Annotated[
+        Role,
+        typer.Option("--role", help="reader: SELECT; writer: owns the tables, needs db:write."),
+    ] = Role.READER,
+    as_json: Json = False,
+    api: Api = "",
+    key_file: KeyFile = None,
+    timeout: Timeout = CALL_SECONDS,
+) -> None:
+    """Print how to reach the deployment's database: a postgresql:// URI with its password.
+
+    Asking is written to the tenant's audit log.
+    """
+    request = pb.GetDatabaseConnectionRequest(
+        deployment_id=deployment_id, role=pb.DatabaseRole.Value(f"DATABASE_ROLE_{role.name}")
+    )
+
+    async def command(session: Session) -> None:
+        answer = await session.provisioner.GetDatabaseConnection(request)
+        session.show(document(answer), answer.uri)
+
+    run(Connection(api, key_file, timeout, as_json), command)
+
+
+def delete(
+    deployment_id: DeploymentId,
+    no_wait: NoWait = False,
+    wait_seconds: WaitSeconds = WAIT_SECONDS,
+    as_json: Json = False,
+    api: Api = "",
+    key_file: KeyFile = None,
+    timeout: Timeout = CALL_SECONDS,
+) -> None:
+    """Delete a deployment with its data, and wait until nothing is left of it.
+
+    Its keys and its host are dead at once, whether you wait or not.
+    """
+    request = pb.DeleteDeploymentRequest(deployment_id=deployment_id)
+
+    async def command(session: Session) -> None:
+        operation = (await session.provisioner.DeleteDeployment(request)).operation
+        if not no_wait:
+            operation = await finished(session, operation, wait_seconds)
+        done = "is going" if no_wait else "is deleted"
+        shown = _with_operation({"deployment_id": operation.deployment_id}, operation)
+        session.show(shown, f"{operation.deployment_id} {done}")
+
+    run(Connection(api, key_file, timeout, as_json), command)
+
+
+async def _deployment(session: Session, deployment_id: str) -> pb.Deployment:
+    request = pb.GetDeploymentRequest(deployment_id=deployment_id)
+    return (await session.provisioner.GetDeployment(request)).deployment
+
+
+def _with_operation(shown: dict[str, Any], operation: pb.Operation) -> dict[str, Any]:
+    return {
+        **shown,
+        "operation_id": operation.operation_id,
+        "operation": document(operation),
+    }
+
+
+def _shown(deployment: pb.Deployment) -> str:
+    return fields(
+        {
+            "deployment": deployment.deployment_id,
+            "name": deployment.name,
+            "host": deployment.host,
+            "state": _state(deployment),
+            "has": _has(deployment),
+            "created": time_text(deployment.create_time),
+        }
+    )
+
+
+def _listed(deployments: list[pb.Deployment]) -> str:
+    if not deployments:
+        return "no deployments yet; make one: bulkhead deployment create NAME --mcp --database"
+    rows = [(one.deployment_id, one.name, _state(one), _has(one), one.host) for one in deployments]
+    return table(("deployment", "name", "state", "has", "host"), rows)
+
+
+def _state(deployment: pb.Deployment) -> str:
+    return enum_text(pb.DeploymentState.Name(deployment.state), "DEPLOYMENT_STATE_")
+
+
+def _has(deployment: pb.Deployment) -> str:
+    parts = {"mcp": deployment.mcp, "database": deployment.database}
+    return ", ".join(part for part, has in parts.items() if has)

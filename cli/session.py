@@ -1,0 +1,184 @@
+"""One command's conversation with the API: a channel, a key, and an exit code."""
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import typer
+from bulkhead.auth.v1.auth_service_pb2_grpc import AuthServiceStub
+from bulkhead.provisioner.v1.provisioner_service_pb2_grpc import ProvisionerServiceStub
+from bulkhead.ratelimit.v1.ratelimit_service_pb2_grpc import RatelimitServiceStub
+from grpc.aio import ClientCallDetails, Metadata
+
+from cli.refusal import Refusal, refusal_of
+from cli.rendering import as_json
+
+REFUSED = 1
+_PLAINTEXT, _TLS = "http://", "https://"
+# What the commands call is safe to repeat: creates carry a request_id.
+_SERVICE_CONFIG = json.dumps(
+    {
+        "methodConfig": [
+            {
+                "name": [{}],
+                "retryPolicy": {
+                    "maxAttempts": 3,
+                    "initialBackoff": "0.1s",
+                    "maxBackoff": "1s",
+                    "backoffMultiplier": 3,
+                    "retryableStatusCodes": ["UNAVAILABLE"],
+                },
+            }
+        ]
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """What the options say about where, as whom and how to print."""
+
+    api: str
+    key_file: Path | None
+    timeout: float
+    json: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """The services behind the API, and where answers go."""
+
+    auth: AuthServiceStub
+    provisioner: ProvisionerServiceStub
+    ratelimit: RatelimitServiceStub
+    json: bool
+
+    def show(self, shown: Mapping[str, Any], text: str) -> None:
+        """Prints the document with `--json`, the text otherwise."""
+        print(as_json(shown) if self.json else text)
+
+    def tell(self, text: str) -> None:
+        """Says something to the person at the terminal; scripts read the other stream."""
+        print(text, file=sys.stderr)
+
+
+def run(connection: Connection, command: Callable[[Session], Awaitable[None]]) -> None:
+    """Runs the command.
+
+    Raises:
+        typer.BadParameter: no address, or no key (exit code 2).
+        typer.Exit: 1 when the API refused, after its reason was printed.
+    """
+    target, key = _target(connection.api), _key(connection.key_file)
+    try:
+        asyncio.run(_run(connection, target, key, command))
+    except Refusal as refusal:
+        if connection.json:
+            print(as_json(refusal.document))
+        print(refusal.line, file=sys.stderr)
+        raise typer.Exit(REFUSED) from None
+
+
+async def _run(
+    connection: Connection, target: str, key: str, command: Callable[[Session], Awaitable[None]]
+) -> None:
+    try:
+        async with _opened(connection, target, key) as session:
+            await command(session)
+    except grpc.aio.AioRpcError as error:
+        raise refusal_of(error, target) from error
+
+
+@asynccontextmanager
+async def _opened(connection: Connection, target: str, key: str) -> AsyncIterator[Session]:
+    interceptors = [_UnaryCalls(key, connection.timeout), _StreamCalls(key)]
+    options = [("grpc.service_config", _SERVICE_CONFIG)]
+    if connection.api.startswith(_TLS):
+        credentials = grpc.ssl_channel_credentials()
+        channel = grpc.aio.secure_channel(
+            target, credentials, options=options, interceptors=interceptors
+        )
+    else:
+        channel = grpc.aio.insecure_channel(target, options=options, interceptors=interceptors)
+    async with channel:
+        yield Session(
+            AuthServiceStub(channel),
+            ProvisionerServiceStub(channel),
+            RatelimitServiceStub(channel),
+            connection.json,
+        )
+
+
+class _UnaryCalls(grpc.aio.UnaryUnaryClientInterceptor):
+    """Every call carries the key and a deadline."""
+
+    def __init__(self, key: str, timeout: float) -> None:
+        self._key = key
+        self._timeout = timeout
+
+    async def intercept_unary_unary(
+        self,
+        continuation: Callable[[ClientCallDetails, Any], Any],
+        client_call_details: ClientCallDetails,
+        request: Any,
+    ) -> Any:
+        timeout = client_call_details.timeout or self._timeout
+        return await continuation(_with_key(client_call_details, self._key, timeout), request)
+
+
+class _StreamCalls(grpc.aio.UnaryStreamClientInterceptor):
+    """Every stream carries the key; its reader sets how long it may last."""
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+
+    async def intercept_unary_stream(
+        self,
+        continuation: Callable[[ClientCallDetails, Any], Any],
+        client_call_details: ClientCallDetails,
+        request: Any,
+    ) -> Any:
+        details = _with_key(client_call_details, self._key, client_call_details.timeout)
+        return await continuation(details, request)
+
+
+def _with_key(details: ClientCallDetails, key: str, timeout: float | None) -> ClientCallDetails:
+    metadata = Metadata(*(details.metadata or ()))
+    metadata.add("authorization", f"Bearer {key}")
+    return ClientCallDetails(
+        details.method, timeout, metadata, details.credentials, details.wait_for_ready
+    )
+
+
+def _target(api: str) -> str:
+    target = api.removeprefix(_PLAINTEXT).removeprefix(_TLS).rstrip("/")
+    if not target:
+        raise typer.BadParameter(
+            "say where the API is: set BULKHEAD_API or --api to what `bulkhead up` printed"
+        )
+    return target
+
+
+def _key(file: Path | None) -> str:
+    key = _file_text(file) if file is not None else os.environ.get("BULKHEAD_KEY", "")
+    key = key.strip()
+    if not key:
+        raise typer.BadParameter("present a key: set BULKHEAD_KEY or --key-file")
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise typer.BadParameter("that is not a key: it has spaces or unprintable characters")
+    return key
+
+
+def _file_text(file: Path) -> str:
+    try:
+        return file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise typer.BadParameter(f"cannot read the key file {file}: {why}") from error

@@ -1,0 +1,114 @@
+"""The commands `bulkhead tenant …`."""
+
+import uuid
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+from bulkhead.auth.v1 import auth_service_pb2 as pb
+
+from cli.options import CALL_SECONDS, Api, Json, KeyFile, RequestId, Timeout
+from cli.rendering import document, enum_text, fields, time_text
+from cli.session import Connection, Session, run
+
+
+class Plan(StrEnum):
+    """What a tenant pays for."""
+
+    FREE = "free"
+    PRO = "pro"
+    SCALE = "scale"
+
+
+PlanOption = Annotated[
+    Plan,
+    typer.Option(
+        "--plan", help="free: 1,000 calls a month per deployment; pro and scale: no monthly limit."
+    ),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds `tenant` to the command line."""
+    tenants = typer.Typer(no_args_is_help=True, help="Create a tenant; look at your own.")
+    tenants.command("create", epilog=_CREATE_EXAMPLE)(create)
+    tenants.command("get", epilog=_GET_EXAMPLE)(get)
+    app.add_typer(tenants, name="tenant")
+
+
+_CREATE_EXAMPLE = """Example, with the operator's key:
+
+bulkhead tenant create "Acme Corp" --plan pro --key-file .bulkhead/operator.key
+
+bulkhead tenant create acme --json | jq -r .key"""
+_GET_EXAMPLE = """Example: bulkhead tenant get --key-file acme.key"""
+
+
+def create(
+    name: Annotated[str, typer.Argument(help="What people call it; 1 to 100 characters.")],
+    plan: PlanOption = Plan.FREE,
+    request_id: RequestId = "",
+    as_json: Json = False,
+    api: Api = "",
+    key_file: KeyFile = None,
+    timeout: Timeout = CALL_SECONDS,
+) -> None:
+    """Create a tenant and its first key, with every scope. Needs the operator's key.
+
+    The key is shown once: it is what the tenant administers itself with.
+    """
+    request = pb.CreateTenantRequest(
+        request_id=request_id or str(uuid.uuid4()),
+        name=name,
+        plan=pb.Plan.Value(f"PLAN_{plan.name}"),
+    )
+
+    async def command(session: Session) -> None:
+        tenant = await session.auth.CreateTenant(request)
+        session.show(document(tenant), _created(tenant))
+        session.tell("Keep the key now: it is not shown again.")
+
+    run(Connection(api, key_file, timeout, as_json), command)
+
+
+def get(
+    as_json: Json = False,
+    api: Api = "",
+    key_file: KeyFile = None,
+    timeout: Timeout = CALL_SECONDS,
+) -> None:
+    """Show the tenant that the key belongs to."""
+
+    async def command(session: Session) -> None:
+        tenant = (await session.auth.GetTenant(pb.GetTenantRequest())).tenant
+        session.show(document(tenant), _shown(tenant))
+
+    run(Connection(api, key_file, timeout, as_json), command)
+
+
+def _created(tenant: pb.CreateTenantResponse) -> str:
+    return fields(
+        {
+            "tenant": tenant.tenant_id,
+            "name": tenant.name,
+            "plan": plan_text(tenant.plan),
+            "key id": tenant.key_id,
+            "key": tenant.key,
+        }
+    )
+
+
+def _shown(tenant: pb.Tenant) -> str:
+    return fields(
+        {
+            "tenant": tenant.tenant_id,
+            "name": tenant.name,
+            "plan": plan_text(tenant.plan),
+            "created": time_text(tenant.create_time),
+        }
+    )
+
+
+def plan_text(plan: pb.Plan.ValueType) -> str:
+    """Returns `free`, `pro` or `scale`."""
+    return enum_text(pb.Plan.Name(plan), "PLAN_")
