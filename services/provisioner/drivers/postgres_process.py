@@ -10,7 +10,6 @@ import contextlib
 import shutil
 import signal
 import socket
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,12 +27,11 @@ from services.provisioner.drivers.postgres_install import (
 )
 from services.provisioner.drivers.postgres_template import (
     Blueprint,
-    ServerError,
     clone,
     ensure_template,
-    environment,
     partial_of,
 )
+from services.provisioner.drivers.server_command import ServerError, detach
 
 __all__ = [
     "Blueprint",
@@ -61,9 +59,6 @@ _POLL_SECONDS = 0.005
 _START_SECONDS = 30.0
 _STOP_SECONDS = 10.0
 _MOST_LOG_BYTES = 1 << 20
-# Started by a shell that ends at once, so that the server is nobody's child: it needs no one to
-# outlive it or to reap it.
-_DETACH = 'log=$1; shift; "$@" </dev/null >>"$log" 2>&1 & echo $!'
 
 
 class PortTakenError(ServerError):
@@ -194,22 +189,7 @@ def _launch(directory: Path, port: int, settings: Mapping[str, str]) -> int:
     fixed = {"listen_addresses": HOST, "unix_socket_directories": "", "port": str(port)}
     options = [f"--{name}={value}" for name, value in {**settings, **fixed}.items()]
     postgres = str(binaries() / "postgres")
-    user = server_user()
-    done = subprocess.run(
-        ("/bin/sh", "-c", _DETACH, "sh", LOG_NAME, postgres, "-D", str(directory), *options),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        check=True,
-        text=True,
-        cwd=directory,
-        env=environment(),
-        umask=0o077,
-        start_new_session=True,
-        user=None if user is None else user.uid,
-        group=None if user is None else user.gid,
-        extra_groups=None if user is None else [],
-    )
-    return int(done.stdout)
+    return detach((postgres, "-D", str(directory), *options), folder=directory, output=LOG_NAME)
 
 
 def _start_log(directory: Path) -> None:

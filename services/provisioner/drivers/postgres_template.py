@@ -2,22 +2,15 @@
 
 import asyncio
 import hashlib
-import os
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from services.provisioner.drivers.folder_lock import locked
-from services.provisioner.drivers.postgres_install import binaries, server_user
-
-LOCALE = "C.UTF-8"
-
-
-class ServerError(Exception):
-    """A server could not be made, started or stopped."""
+from services.provisioner.drivers.postgres_install import binaries
+from services.provisioner.drivers.server_command import LOCALE, give, run
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +35,6 @@ class Blueprint:
             *(part for script in self.scripts for part in script),
         )
         return f"template-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}"
-
-
-def environment() -> dict[str, str]:
-    """Returns the whole environment of Postgres programs: nothing of ours is passed on."""
-    return {"PATH": os.defpath, "LC_ALL": LOCALE, "TZ": "UTC"}
 
 
 async def ensure_template(home: Path, blueprint: Blueprint) -> Path:
@@ -81,7 +69,7 @@ def _copy(template: Path, target: Path) -> None:
         return
     partial = partial_of(target)
     shutil.rmtree(partial, ignore_errors=True)
-    _run(("cp", "-a", "--reflink=auto", "--", str(template), str(partial)), as_server=False)
+    run(("cp", "-a", "--reflink=auto", "--", str(template), str(partial)), as_server=False)
     partial.rename(target)
 
 
@@ -99,12 +87,12 @@ def _initialize(template: Path, blueprint: Blueprint) -> None:
 
 def _run_initdb(directory: Path, blueprint: Blueprint) -> None:
     directory.mkdir(mode=0o700)
-    _give(directory)
+    give(directory)
     with tempfile.NamedTemporaryFile(mode="w", prefix="bulkhead-") as secret:
         secret.write(blueprint.password)
         secret.flush()
-        _give(Path(secret.name))
-        _run(
+        give(Path(secret.name))
+        run(
             (
                 str(binaries() / "initdb"),
                 f"--pgdata={directory}",
@@ -122,7 +110,7 @@ def _run_initdb(directory: Path, blueprint: Blueprint) -> None:
 
 def _run_single_user(directory: Path, database: str, script: str) -> None:
     """Runs `script` without a server: a statement ends with a semicolon before an empty line."""
-    _run(
+    run(
         (
             str(binaries() / "postgres"),
             *("--single", "-j", "-D", str(directory)),
@@ -131,30 +119,3 @@ def _run_single_user(directory: Path, database: str, script: str) -> None:
         ),
         script.rstrip() + "\n\n",
     )
-
-
-def _give(path: Path) -> None:
-    user = server_user()
-    if user is not None:
-        os.chown(path, user.uid, user.gid)
-
-
-def _run(command: Sequence[str], text: str = "", *, as_server: bool = True) -> None:
-    """Runs a program to its end; what it says is not repeated, for it could hold a secret."""
-    user = server_user() if as_server else None
-    done = subprocess.run(
-        command,
-        input=text,
-        text=True,
-        capture_output=True,
-        check=False,
-        cwd="/",
-        env=environment(),
-        umask=0o077,
-        user=None if user is None else user.uid,
-        group=None if user is None else user.gid,
-        extra_groups=None if user is None else [],
-    )
-    if done.returncode != 0:
-        name = Path(command[0]).name
-        raise ServerError(f"{name} ended with {done.returncode}")

@@ -1,0 +1,81 @@
+"""The guard of a local server: a session that ends overlong statements, beside the server.
+
+Postgres lets every role raise its own statement_timeout, so the cap is kept by someone else. The
+guard belongs to the server, not to the provisioner: it starts after it, outlives the provisioner,
+comes back after a crash of the server, and ends with it.
+"""
+
+import contextlib
+from pathlib import Path
+
+import psutil
+
+from services.provisioner.drivers.local_database import GUARD, MAINTENANCE
+from services.provisioner.drivers.postgres_install import binaries
+from services.provisioner.drivers.postgres_process import HOST, RunningServer
+from services.provisioner.drivers.server_command import detach
+
+# How often the guard looks, and for how long past the cap a statement's own timeout may act first.
+PAUSE_MILLISECONDS = 500
+GRACE_MILLISECONDS = 1_000
+
+_NAME = "bulkhead-guard"
+_PID_NAME = "bulkhead.guard"
+# psql ends with 1 when the guard is refused (another is there) and with 2 when the connection is
+# lost. A guard that cannot come back within 30 tries is started anew by the provisioner.
+_LOOP = """\
+tries=0
+while [ $tries -lt 30 ] && kill -0 "$2" 2>/dev/null; do
+    "$3" -X -q -d "$4" -c "$5"
+    [ $? -eq 1 ] && exit 1
+    tries=$((tries + 1))
+    sleep 1
+done
+"""
+_OPTIONS = "-c statement_timeout=0 -c lock_timeout=200"
+
+
+def start(directory: Path, server: RunningServer, password: str, cap_milliseconds: int) -> None:
+    """Starts the guard of `server`; it works within a moment.
+
+    Raises:
+        ServerError: it could not be started.
+    """
+    where = (
+        f"host={HOST} port={server.port} dbname={MAINTENANCE} user={GUARD} sslmode=disable "
+        f"gssencmode=disable require_auth=scram-sha-256 connect_timeout=5 application_name={GUARD}"
+    )
+    late = cap_milliseconds + GRACE_MILLISECONDS
+    watch = f"CALL bulkhead.watch('{late} ms', '{PAUSE_MILLISECONDS} ms')"
+    psql = str(binaries() / "psql")
+    pid = detach(
+        ("/bin/sh", "-c", _LOOP, _NAME, str(directory), str(server.pid), psql, where, watch),
+        folder=Path("/"),
+        output="/dev/null",
+        variables={"PGPASSWORD": password, "PGPASSFILE": "/dev/null", "PGOPTIONS": _OPTIONS},
+    )
+    (directory / _PID_NAME).write_text(f"{pid}\n")
+
+
+def alive(directory: Path, server: RunningServer) -> bool:
+    """Whether the guard of this very start of the server is there."""
+    process = _process(directory)
+    return process is not None and str(server.pid) in process.cmdline()
+
+
+def end(directory: Path) -> None:
+    """Ends the guard, if there is one; it would also end by itself, a moment after the server."""
+    process = _process(directory)
+    if process is not None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+
+
+def _process(directory: Path) -> psutil.Process | None:
+    try:
+        process = psutil.Process(int((directory / _PID_NAME).read_text()))
+        command = process.cmdline()
+    except (OSError, ValueError, psutil.Error):
+        return None
+    # A process id alone proves nothing, since the system uses it again.
+    return process if _NAME in command and str(directory) in command else None
