@@ -1,0 +1,22 @@
+"""The two roles of a deployment's database, and where it is reached."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Role(StrEnum):
+    """`bulkhead.provisioner.v1.DatabaseRole`."""
+
+    READER = "reader"
+    WRITER = "writer"
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """How one role of one deployment's database is reached."""
+
+    host: str
+    port: int
+    database: str
+    user: str
+    password: str = field(repr=False)

@@ -1,0 +1,75 @@
+"""`envoy.service.auth.v3.Authorization` in the words of the door."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import structlog
+from envoy.config.core.v3.base_pb2 import HeaderValue, HeaderValueOption
+from envoy.service.auth.v3 import external_auth_pb2 as pb
+from envoy.service.auth.v3.external_auth_pb2_grpc import AuthorizationServicer
+from envoy.type.v3.http_status_pb2 import HttpStatus
+from google.rpc import code_pb2, status_pb2
+
+from services.app_proxy.door import Guest, Refusal, Visit
+from services.app_proxy.problems import answer_to
+from services.app_proxy.service import Door
+
+SERVICE = "envoy.service.auth.v3.Authorization"
+# Ours alone to set: what comes from outside under these names is taken away.
+_RESERVED = "x-bulkhead-"
+
+
+class DoorServicer(AuthorizationServicer):  # type: ignore[misc]  # generated without types
+    """Answers Envoy, which asks before it forwards anything."""
+
+    def __init__(self, door: Door) -> None:
+        self._door = door
+
+    async def Check(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802 named and called by grpc
+        """Returns OK, or the whole HTTP answer that ends the request."""
+        http = request.attributes.request.http
+        headers = _headers(http)
+        authority = http.host or headers.get(":authority", "")
+        verdict = await self._door.admit(Visit(authority, headers.get("authorization")))
+        if isinstance(verdict, Guest):
+            structlog.contextvars.bind_contextvars(deployment_id=verdict.route.deployment_id)
+            return _admitted(headers)
+        return _denied(verdict, headers.get("accept"))
+
+
+def _headers(http: Any) -> Mapping[str, str]:
+    """Returns the request's headers by lower-case name; a repeated one joined by commas."""
+    if http.headers:
+        return dict(http.headers)
+    joined: dict[str, str] = {}
+    for header in http.header_map.headers:
+        value = header.raw_value.decode("latin-1") or header.value
+        name = header.key.lower()
+        joined[name] = f"{joined[name]},{value}" if name in joined else value
+    return joined
+
+
+def _admitted(headers: Mapping[str, str]) -> Any:
+    forged = [name for name in headers if name.startswith(_RESERVED)]
+    return pb.CheckResponse(
+        status=status_pb2.Status(code=code_pb2.OK),
+        ok_response=pb.OkHttpResponse(headers_to_remove=forged),
+    )
+
+
+def _denied(refusal: Refusal, accept: str | None) -> Any:
+    answer = answer_to(refusal, accept)
+    return pb.CheckResponse(
+        status=status_pb2.Status(code=code_pb2.PERMISSION_DENIED, message=refusal.reason.value),
+        denied_response=pb.DeniedHttpResponse(
+            status=HttpStatus(code=answer.status),
+            headers=[
+                HeaderValueOption(
+                    header=HeaderValue(key=name, value=value),
+                    append_action=HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD,
+                )
+                for name, value in answer.headers.items()
+            ],
+            body=answer.body,
+        ),
+    )

@@ -1,0 +1,99 @@
+"""What app_proxy asks of other services."""
+
+from collections.abc import Sequence
+
+import grpc
+from bulkhead.auth.v1 import auth_service_pb2 as auth_pb2
+from bulkhead.auth.v1.auth_service_pb2_grpc import AuthServiceStub
+from bulkhead.provisioner.v1 import provisioner_service_pb2 as provisioner_pb2
+from bulkhead.provisioner.v1.provisioner_service_pb2_grpc import ProvisionerServiceStub
+from bulkhead.ratelimit.v1 import ratelimit_service_pb2 as ratelimit_pb2
+from bulkhead.ratelimit.v1.ratelimit_service_pb2_grpc import RatelimitServiceStub
+
+from services.app_proxy.database.roles import Address, Role
+from services.app_proxy.door import Allowance, Decision
+from services.shared.coalesce import Coalescer
+from services.shared.errors import UnavailableError
+from services.shared.ids import DeploymentId
+from services.shared.status import translated
+
+_DECISIONS = {
+    ratelimit_pb2.DECISION_ALLOWED: Decision.ALLOWED,
+    ratelimit_pb2.DECISION_BURST_EXCEEDED: Decision.BURST_EXCEEDED,
+    ratelimit_pb2.DECISION_QUOTA_EXCEEDED: Decision.QUOTA_EXCEEDED,
+    ratelimit_pb2.DECISION_KEY_INVALID: Decision.KEY_INVALID,
+}
+_ROLES = {
+    Role.READER: provisioner_pb2.DATABASE_ROLE_READER,
+    Role.WRITER: provisioner_pb2.DATABASE_ROLE_WRITER,
+}
+
+
+class RatelimitLimits:
+    """ratelimit; concurrent calls travel as one batch."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._stub = RatelimitServiceStub(channel)
+        self._acquire: Coalescer[bytes, Allowance] = Coalescer(self._acquire_all)
+
+    async def acquire(self, key_digest: bytes) -> Allowance:
+        """Takes one call of the deployment whose key has the digest.
+
+        Raises:
+            UnavailableError: ratelimit is away, so nothing is known and nothing is open.
+        """
+        return await self._acquire(key_digest)
+
+    async def _acquire_all(self, digests: Sequence[bytes]) -> list[Allowance]:
+        items = [ratelimit_pb2.AcquireItem(key_digest=item, cost=1) for item in digests]
+        with translated():
+            answer = await self._stub.Acquire(ratelimit_pb2.AcquireRequest(items=items))
+        return [_allowance(result) for result in answer.results]
+
+
+class AuthDeployments:
+    """auth, as the one that knows whose deployments are whose."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._stub = AuthServiceStub(channel)
+
+    async def verify(self, deployment_id: DeploymentId) -> None:
+        """Returns when the deployment is the tenant's of the call being served.
+
+        Raises:
+            NotFoundError: it is not, or there is no such deployment (P-41).
+            UnavailableError: auth is away.
+        """
+        request = auth_pb2.VerifyDeploymentRequest(deployment_id=deployment_id)
+        with translated():
+            await self._stub.VerifyDeployment(request)
+
+
+class ProvisionedDatabases:
+    """provisioner, as the one that knows where a deployment's database is, and wakes it."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._stub = ProvisionerServiceStub(channel)
+
+    async def address(self, key: str, role: Role) -> Address:
+        """Returns where the database of the key's own deployment is, its server running.
+
+        Raises:
+            FailedPreconditionError: the deployment declares no database.
+            PermissionDeniedError: the key's scopes do not open the role.
+            UnavailableError: provisioner is away, or the server cannot be started now.
+        """
+        request = provisioner_pb2.GetDatabaseConnectionRequest(role=_ROLES[role])
+        with translated():
+            answer = await self._stub.GetDatabaseConnection(
+                request, metadata=(("authorization", f"Bearer {key}"),)
+            )
+        return Address(answer.host, answer.port, answer.database, answer.user, answer.password)
+
+
+def _allowance(result: ratelimit_pb2.AcquireResult) -> Allowance:
+    decision = _DECISIONS.get(result.decision)
+    if decision is None:
+        raise UnavailableError("the limiter's answer is not understood")
+    wait = result.retry_after.ToTimedelta() if result.HasField("retry_after") else None
+    return Allowance(decision, wait)

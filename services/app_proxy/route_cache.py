@@ -1,0 +1,104 @@
+"""The routes as Valkey remembers them, under `deploy:` (P-34)."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import redis.asyncio
+
+from services.app_proxy.routes import Remembered, Route, RouteState
+from services.shared.coalesce import Coalescer
+from services.shared.ids import DeploymentId, TenantId
+from services.shared.redis import valkey_errors
+
+_NOBODY = b"-"
+
+
+class ValkeyRouteCache:
+    """Remembers routes for `seconds`, unknown hosts for `unknown_seconds`.
+
+    What is written replaces anything; what was only read is remembered with SET NX, so that a slow
+    reader never overwrites a newer write. A deleted host is remembered as nobody's for
+    `tombstone_seconds`, longer than any reader takes, for the same reason.
+    """
+
+    def __init__(
+        self,
+        valkey: redis.asyncio.Redis,
+        *,
+        seconds: int,
+        unknown_seconds: int,
+        tombstone_seconds: int,
+    ) -> None:
+        self._valkey = valkey
+        self._seconds = seconds
+        self._unknown_seconds = unknown_seconds
+        self._tombstone_seconds = tombstone_seconds
+        self._read: Coalescer[str, Remembered | None] = Coalescer(self._read_all)
+
+    async def look_up(self, host: str) -> Remembered | None:
+        """Returns what is remembered of `host`; concurrent look-ups travel as one MGET.
+
+        Raises:
+            UnavailableError: Valkey is away.
+        """
+        return await self._read(host)
+
+    async def refill(self, host: str, route: Route | None) -> None:
+        """Remembers what was read, unless something is remembered already."""
+        seconds = self._seconds if route is not None else self._unknown_seconds
+        with valkey_errors():
+            await self._valkey.set(_key(host), _packed(route), ex=seconds, nx=True)
+
+    async def write(self, host: str, route: Route | None) -> None:
+        """Remembers what was written, over anything else."""
+        seconds = self._seconds if route is not None else self._tombstone_seconds
+        with valkey_errors():
+            await self._valkey.set(_key(host), _packed(route), ex=seconds)
+
+    async def forget(self, host: str) -> None:
+        """Remembers for a while that `host` is nobody's, over anything else."""
+        await self.write(host, None)
+
+    async def check(self) -> None:
+        """Returns when Valkey answers; raises UnavailableError when it does not."""
+        with valkey_errors():
+            await self._valkey.get(_key("health"))
+
+    async def _read_all(self, hosts: Sequence[str]) -> list[Remembered | None]:
+        with valkey_errors():
+            values = await self._valkey.mget([_key(host) for host in hosts])
+        return [_unpacked(host, value) for host, value in zip(hosts, values, strict=True)]
+
+
+def _key(host: str) -> str:
+    return f"deploy:route:{host}"
+
+
+def _packed(route: Route | None) -> bytes:
+    return json.dumps(asdict(route)).encode() if route is not None else _NOBODY
+
+
+def _unpacked(host: str, value: bytes | str | None) -> Remembered | None:
+    """Returns what `value` says; what cannot be read counts as nothing, so Postgres is asked."""
+    if value is None:
+        return None
+    if value == _NOBODY:
+        return Remembered(None)
+    try:
+        route = _route(json.loads(value))
+    except (ValueError, KeyError, TypeError):
+        return None
+    return Remembered(route) if route.host == host else None
+
+
+def _route(fields: dict[str, Any]) -> Route:
+    return Route(
+        host=str(fields["host"]),
+        deployment_id=DeploymentId(str(fields["deployment_id"])),
+        tenant_id=TenantId(str(fields["tenant_id"])),
+        state=RouteState(fields["state"]),
+        name=str(fields["name"]),
+        mcp=fields["mcp"] is True,
+    )

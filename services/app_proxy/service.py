@@ -1,0 +1,214 @@
+"""The use cases: routes as the provisioner writes them, and the check of each request."""
+
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+import structlog
+
+from services.app_proxy.door import (
+    Allowance,
+    Guest,
+    Refusal,
+    Visit,
+    key_invalid,
+    key_missing,
+    not_running,
+    opens,
+    over_limit,
+    presented_key,
+    unavailable,
+    unknown_host,
+)
+from services.app_proxy.routes import Remembered, Route, host_of, routable_host
+from services.shared.errors import NotFoundError, UnavailableError
+from services.shared.ids import DeploymentId, TenantId
+from services.shared.keyformat import DEFAULT_PREFIX, digest, well_formed
+from services.shared.principal import Principal
+
+Forget = Callable[[str], Awaitable[None]]
+Write = Callable[[str, Route | None], Awaitable[None]]
+
+
+class RouteRows(Protocol):
+    """The routes as they are: Postgres."""
+
+    async def put(self, route: Route, forget: Forget) -> None:
+        """Writes the deployment's route; calls `forget` with another host that it had before."""
+        ...
+
+    async def get(self, tenant: TenantId, host: str) -> Route | None:
+        """Returns the tenant's own route of `host`."""
+        ...
+
+    async def find(self, host: str) -> Route | None:
+        """Returns whoever's route of `host`."""
+        ...
+
+    async def delete(self, tenant: TenantId, deployment_id: DeploymentId, forget: Forget) -> None:
+        """Deletes the tenant's own route, having called `forget` with its host."""
+        ...
+
+    async def publish(self, host: str, write: Write) -> None:
+        """Calls `write` with the present route of `host`, one publisher of a host at a time."""
+        ...
+
+
+class RouteCache(Protocol):
+    """The routes as they are remembered: Valkey."""
+
+    async def look_up(self, host: str) -> Remembered | None:
+        """Returns what is remembered of `host`; None when nothing is."""
+        ...
+
+    async def refill(self, host: str, route: Route | None) -> None:
+        """Remembers what was read, unless something newer is remembered already."""
+        ...
+
+    async def write(self, host: str, route: Route | None) -> None:
+        """Remembers what was written, over anything else."""
+        ...
+
+    async def forget(self, host: str) -> None:
+        """Remembers for a while that `host` is nobody's, over anything else."""
+        ...
+
+
+class Deployments(Protocol):
+    """auth, as the one that knows whose deployments are whose."""
+
+    async def verify(self, deployment_id: DeploymentId) -> None:
+        """Returns when the deployment is the caller's tenant's; raises NotFoundError if not."""
+        ...
+
+
+class Keys(Protocol):
+    """auth, as the one that knows whose keys are whose."""
+
+    async def resolve(self, key_digest: bytes) -> Principal | None:
+        """Returns whose key has the digest; None when no valid key has."""
+        ...
+
+
+class Limits(Protocol):
+    """ratelimit."""
+
+    async def acquire(self, key_digest: bytes) -> Allowance:
+        """Takes one call of the key's deployment."""
+        ...
+
+
+class Routing:
+    """The routes: written to Postgres first, then published to Valkey."""
+
+    def __init__(
+        self, rows: RouteRows, cache: RouteCache, deployments: Deployments, domain: str
+    ) -> None:
+        self._rows = rows
+        self._cache = cache
+        self._deployments = deployments
+        self._domain = domain
+
+    async def put(self, route: Route) -> None:
+        """Creates or replaces the deployment's route; every replica knows it when this returns.
+
+        Raises:
+            InvalidFieldError: the host is not one below the platform's domain.
+            NotFoundError: the deployment is not the tenant's (P-41).
+            AlreadyExistsError: the host is another deployment's; not said whose (P-41).
+            UnavailableError: a store is away; repeating it is safe and needed.
+        """
+        routable_host("route.host", route.host, self._domain)
+        await self._deployments.verify(route.deployment_id)
+        await self._rows.put(route, self._cache.forget)
+        await self._rows.publish(route.host, self._cache.write)
+
+    async def get(self, tenant: TenantId, host: str) -> Route:
+        """Returns the tenant's route of exactly this host.
+
+        Raises:
+            NotFoundError: the host is nobody's, or another tenant's (P-41).
+        """
+        route = await self._rows.get(tenant, host)
+        if route is None:
+            raise NotFoundError("route")
+        return route
+
+    async def delete(self, tenant: TenantId, deployment_id: DeploymentId) -> None:
+        """Deletes the deployment's route; its host is unknown to every replica when this returns.
+
+        Deleting what is not there is fine.
+
+        Raises:
+            UnavailableError: a store is away; repeating it is safe and needed.
+        """
+        await self._rows.delete(tenant, deployment_id, self._cache.forget)
+
+    async def find(self, host: str) -> Route | None:
+        """Returns whoever's route of `host`: remembered, or read and then remembered."""
+        try:
+            known = await self._cache.look_up(host)
+        except UnavailableError:
+            return await self._rows.find(host)
+        if known is not None:
+            return known.route
+        route = await self._rows.find(host)
+        await self._refill(host, route)
+        return route
+
+    async def _refill(self, host: str, route: Route | None) -> None:
+        try:
+            await self._cache.refill(host, route)
+        except UnavailableError as error:
+            structlog.get_logger().warning("route not remembered", host=host, why=error.message)
+
+
+class Door:
+    """Checks requests: host, state, key, deployment, limit, in this order; it fails closed."""
+
+    def __init__(
+        self,
+        find_route: Callable[[str], Awaitable[Route | None]],
+        keys: Keys,
+        limits: Limits,
+        key_prefix: str = DEFAULT_PREFIX,
+    ) -> None:
+        self._find_route = find_route
+        self._keys = keys
+        self._limits = limits
+        self._key_prefix = key_prefix
+
+    async def admit(self, visit: Visit) -> Guest | Refusal:
+        """Returns who visits, having taken one call of its limits; or why the visit ends here."""
+        guest = await self.identify(visit)
+        if isinstance(guest, Refusal):
+            return guest
+        try:
+            allowance = await self._limits.acquire(digest(guest.key))
+        except UnavailableError as error:
+            return unavailable(error)
+        return over_limit(allowance) or guest
+
+    async def identify(self, visit: Visit) -> Guest | Refusal:
+        """Returns who visits; or why the visit ends here."""
+        try:
+            route = await self._route(visit.authority)
+            if route is None:
+                return unknown_host()
+            return not_running(route) or await self._guest(route, visit.authorization)
+        except UnavailableError as error:
+            return unavailable(error)
+
+    async def _route(self, authority: str) -> Route | None:
+        host = host_of(authority)
+        return await self._find_route(host) if host is not None else None
+
+    async def _guest(self, route: Route, authorization: str | None) -> Guest | Refusal:
+        key = presented_key(authorization)
+        if key is None:
+            return key_missing()
+        if not well_formed(key, self._key_prefix):
+            return key_invalid()
+        principal = await self._keys.resolve(digest(key))
+        if not opens(principal, route) or principal is None:
+            return key_invalid()
+        return Guest(route, principal, key)
