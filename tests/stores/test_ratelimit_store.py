@@ -39,16 +39,8 @@ journeys = st.lists(
 
 
 @pytest.fixture(scope="session")
-async def counters_server(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> AsyncIterator[ValkeyServer]:
-    async with valkey_server(tmp_path_factory.mktemp("counters")) as server:
-        yield server
-
-
-@pytest.fixture(scope="session")
-async def client(counters_server: ValkeyServer) -> AsyncIterator[redis.asyncio.Redis]:
-    async with open_valkey(_settings(counters_server)) as client:
+async def client(valkey: ValkeyServer) -> AsyncIterator[redis.asyncio.Redis]:
+    async with open_valkey(_settings(valkey)) as client:
         yield client
 
 
@@ -107,12 +99,12 @@ async def test_the_script_knows_the_calendar(
 
 @pytest.mark.promise("P-05")
 async def test_many_clients_at_once_are_admitted_exactly_the_burst(
-    counters_server: ValkeyServer,
+    valkey: ValkeyServer,
 ) -> None:
     take = Take(new_deployment_id(), Limits(Ceiling(10, 50), None), 1)
 
     async def one_client() -> int:
-        async with open_valkey(_settings(counters_server)) as client:
+        async with open_valkey(_settings(valkey)) as client:
             store = CounterStore(client, script_text(), 5.0)
             readings = [await _take(store, take, NOW_US) for _ in range(20)]
         return sum(reading.decision is Decision.ALLOWED for reading in readings)
