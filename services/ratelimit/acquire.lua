@@ -10,7 +10,8 @@
 -- ARGV[4]  cost: calls to take; 0 takes none and writes nothing
 -- ARGV[5]  now in microseconds; only tests choose it
 --
--- Returns {decision, wait_us, used, burst_remaining, now_us}
+-- Returns "<decision> <wait_us> <used> <burst_remaining> <now_us>": one line is read faster than
+-- five numbers.
 --   decision  0 allowed, 1 over the burst, 2 over the month
 --   wait_us   until the same call would be allowed; -1 if it never will
 --
@@ -111,4 +112,5 @@ local wait = math.max(burst_wait, month_wait)
 if burst_wait < 0 or month_wait < 0 then
   wait = -1
 end
-return {decision, wait, used, math.floor((tolerance - owed) / interval), now}
+return string.format('%d %.0f %.0f %.0f %.0f',
+  decision, wait, used, math.floor((tolerance - owed) / interval), now)

@@ -26,13 +26,13 @@ class RatelimitServicer(RatelimitServiceServicer):
     def __init__(self, ratelimit: Ratelimit) -> None:
         self._ratelimit = ratelimit
 
-    async def Acquire(self, request: pb.AcquireRequest, context: Any) -> pb.AcquireResponse:  # noqa: ARG002, N802 named and called by grpc
+    async def Acquire(self, request: pb.AcquireRequest, context: Any) -> pb.AcquireResponse:
         """Returns one decision per item, in order."""
         items = [Item(item.key_digest, item.cost) for item in request.items]
         results = await self._ratelimit.acquire(items)
         return pb.AcquireResponse(results=[_result(result) for result in results])
 
-    async def GetUsage(self, request: pb.GetUsageRequest, context: Any) -> pb.GetUsageResponse:  # noqa: ARG002, N802 named and called by grpc
+    async def GetUsage(self, request: pb.GetUsageRequest, context: Any) -> pb.GetUsageResponse:
         """Returns what the deployment has used this month, and its limits."""
         usage = await self._ratelimit.usage(current_principal(), request.deployment_id)
         return _usage(usage)

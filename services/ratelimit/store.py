@@ -92,7 +92,7 @@ def _arguments(take: Take, now_us: int | None) -> tuple[int, ...]:
 def _reading(answer: Any) -> Reading:
     if isinstance(answer, Exception):
         raise answer
-    decision, wait_us, used, burst_remaining, now_us = answer
+    decision, wait_us, used, burst_remaining, now_us = map(int, answer.split())
     # 0: admitted; -1: no wait will help.
     wait = timedelta(microseconds=wait_us) if wait_us > 0 else None
     return Reading(_DECISIONS[decision], wait, used, burst_remaining, moment(now_us))
