@@ -9,10 +9,8 @@ from pathlib import Path
 
 import grpc
 import httpx
-from envoy.config.core.v3 import base_pb2
-from envoy.service.auth.v3 import external_auth_pb2, external_auth_pb2_grpc
-from envoy.type.v3 import http_status_pb2
-from google.rpc import code_pb2, status_pb2
+from bulkhead.envoy.auth.v3 import authorization_pb2, authorization_pb2_grpc
+from google.rpc import code_pb2
 
 from deploy.envoy.settings import Address, EdgeSettings, Identity
 from deploy.local.pki import Paths
@@ -63,35 +61,35 @@ class RecordingService(grpc.GenericRpcHandler):
         return grpc.unary_unary_rpc_method_handler(answer)
 
 
-class DoorKeeper(external_auth_pb2_grpc.AuthorizationServicer):  # type: ignore[misc]
+class DoorKeeper(authorization_pb2_grpc.AuthorizationServicer):  # type: ignore[misc]
     """Lets one key in, and tells the upstream so."""
 
     def __init__(self, recorded: Recorded) -> None:
         self._recorded = recorded
 
     async def Check(  # noqa: N802 the contract's name
-        self, request: external_auth_pb2.CheckRequest, _context: object
-    ) -> external_auth_pb2.CheckResponse:
+        self, request: authorization_pb2.CheckRequest, _context: object
+    ) -> authorization_pb2.CheckResponse:
         headers = dict(request.attributes.request.http.headers)
         self._recorded.checks.append(headers)
         if headers.get("authorization") != "Bearer good":
             return _denied()
-        header = base_pb2.HeaderValue(key="x-bulkhead-deployment", value="dep_true")
-        return external_auth_pb2.CheckResponse(
-            status=status_pb2.Status(code=code_pb2.OK),
-            ok_response=external_auth_pb2.OkHttpResponse(
-                headers=[base_pb2.HeaderValueOption(header=header)]
+        header = authorization_pb2.HeaderValue(key="x-bulkhead-deployment", value="dep_true")
+        return authorization_pb2.CheckResponse(
+            status=authorization_pb2.Status(code=code_pb2.OK),
+            ok_response=authorization_pb2.OkHttpResponse(
+                headers=[authorization_pb2.HeaderValueOption(header=header)]
             ),
         )
 
 
-def _denied() -> external_auth_pb2.CheckResponse:
-    challenge = base_pb2.HeaderValue(key="www-authenticate", value="Bearer")
-    return external_auth_pb2.CheckResponse(
-        status=status_pb2.Status(code=code_pb2.UNAUTHENTICATED),
-        denied_response=external_auth_pb2.DeniedHttpResponse(
-            status=http_status_pb2.HttpStatus(code=401),
-            headers=[base_pb2.HeaderValueOption(header=challenge)],
+def _denied() -> authorization_pb2.CheckResponse:
+    challenge = authorization_pb2.HeaderValue(key="www-authenticate", value="Bearer")
+    return authorization_pb2.CheckResponse(
+        status=authorization_pb2.Status(code=code_pb2.UNAUTHENTICATED),
+        denied_response=authorization_pb2.DeniedHttpResponse(
+            status=authorization_pb2.HttpStatus(code=401),
+            headers=[authorization_pb2.HeaderValueOption(header=challenge)],
             body="as app_proxy worded it",
         ),
     )
@@ -108,7 +106,7 @@ async def grpc_server(
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     server.add_generic_rpc_handlers((handler,))
     if keeper:
-        external_auth_pb2_grpc.add_AuthorizationServicer_to_server(keeper, server)
+        authorization_pb2_grpc.add_AuthorizationServicer_to_server(keeper, server)
     pair = (paths.key.read_bytes(), paths.certificate.read_bytes())
     credentials = grpc.ssl_server_credentials(
         [pair], root_certificates=paths.authority.read_bytes(), require_client_auth=True
