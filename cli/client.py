@@ -4,6 +4,23 @@ import typer
 
 from cli import audit, deployments, keys, tenants, usage
 
+# What `bulkhead --help` ends with; paragraphs, since help joins the lines of one.
+TOUR = """A first day with it:
+
+1. bulkhead up --detach — starts the stack, prints BULKHEAD_API and where the operator's key is
+
+2. bulkhead tenant create acme --plan pro --key-file .bulkhead/operator.key — prints acme's key
+
+3. export BULKHEAD_KEY=… — acme's key: from here on you are acme
+
+4. bulkhead deployment create notes --mcp --database — its own host and Postgres server
+
+5. bulkhead key issue --deployment dep_… — the key for the agent that speaks MCP to that host
+
+6. bulkhead usage --deployment dep_… — what it has used of its limits
+
+Exit codes: 0 done, 1 refused (the reason is on stderr), 2 wrong use."""
+
 
 def register(app: typer.Typer) -> None:
     """Adds the client's commands to the command line, in the order of a first day with them."""
