@@ -118,6 +118,13 @@ def unknown_path() -> Refusal:
     return Refusal(404, Reason.RESOURCE_NOT_FOUND, "Not found", "Nothing is served at this path.")
 
 
+def forbidden(scope: str) -> Refusal:
+    """Returns the refusal of a valid key that lacks `scope`."""
+    return Refusal(
+        403, Reason.SCOPE_MISSING, "The key does not reach", f"The key lacks the scope {scope}."
+    )
+
+
 def key_missing() -> Refusal:
     """Returns the refusal of a request without a key."""
     return Refusal(

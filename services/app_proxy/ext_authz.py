@@ -4,11 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import structlog
-from envoy.config.core.v3.base_pb2 import HeaderValue, HeaderValueOption
-from envoy.service.auth.v3 import external_auth_pb2 as pb
-from envoy.service.auth.v3.external_auth_pb2_grpc import AuthorizationServicer
-from envoy.type.v3.http_status_pb2 import HttpStatus
-from google.rpc import code_pb2, status_pb2
+from bulkhead.envoy.auth.v3 import authorization_pb2 as pb
+from bulkhead.envoy.auth.v3.authorization_pb2 import HeaderValue, HeaderValueOption, HttpStatus
+from bulkhead.envoy.auth.v3.authorization_pb2_grpc import AuthorizationServicer
+from google.rpc import code_pb2
 
 from services.app_proxy.door import Guest, Refusal, Visit
 from services.app_proxy.problems import answer_to
@@ -19,7 +18,7 @@ SERVICE = "envoy.service.auth.v3.Authorization"
 _RESERVED = "x-bulkhead-"
 
 
-class DoorServicer(AuthorizationServicer):  # type: ignore[misc]  # generated without types
+class DoorServicer(AuthorizationServicer):
     """Answers Envoy, which asks before it forwards anything."""
 
     def __init__(self, door: Door) -> None:
@@ -52,7 +51,7 @@ def _headers(http: Any) -> Mapping[str, str]:
 def _admitted(headers: Mapping[str, str]) -> Any:
     forged = [name for name in headers if name.startswith(_RESERVED)]
     return pb.CheckResponse(
-        status=status_pb2.Status(code=code_pb2.OK),
+        status=pb.Status(code=code_pb2.OK),
         ok_response=pb.OkHttpResponse(headers_to_remove=forged),
     )
 
@@ -60,7 +59,7 @@ def _admitted(headers: Mapping[str, str]) -> Any:
 def _denied(refusal: Refusal, accept: str | None) -> Any:
     answer = answer_to(refusal, accept)
     return pb.CheckResponse(
-        status=status_pb2.Status(code=code_pb2.PERMISSION_DENIED, message=refusal.reason.value),
+        status=pb.Status(code=code_pb2.PERMISSION_DENIED, message=refusal.reason.value),
         denied_response=pb.DeniedHttpResponse(
             status=HttpStatus(code=answer.status),
             headers=[

@@ -1,0 +1,62 @@
+"""Settings of the app_proxy service: `BULKHEAD_*`."""
+
+from pydantic import Field
+
+from services.app_proxy.database.pools import PoolLimits
+from services.app_proxy.database.results import Caps
+from services.shared.settings import PostgresSettings, ServiceSettings, ValkeySettings
+
+
+class Settings(ServiceSettings, PostgresSettings, ValkeySettings):
+    """Where deployments' requests come in and what they may take, beside what every service has."""
+
+    postgres_database: str = "app_proxy"
+    postgres_user: str = "app_proxy"
+    valkey_user: str = "app_proxy"
+
+    # Where HTTP is served to the front door, with mTLS; port 0 picks a free one.
+    http_listen: str = Field(default="127.0.0.1:0", pattern=r":\d{1,5}$")
+    # Hosts are one label below it.
+    domain: str = Field(default="localhost", pattern=r"^[a-z0-9.-]{1,200}$")
+    # Largest body of a request, in bytes.
+    request_bytes: int = Field(default=4 * 1024 * 1024, ge=1_024)
+
+    # Seconds for which Valkey remembers a route that was read, and a host that was not found.
+    route_seconds: int = Field(default=3_600, ge=1)
+    route_unknown_seconds: int = Field(default=3, ge=1)
+    # Seconds for which a deleted host is remembered as nobody's; longer than any reader takes.
+    route_tombstone_seconds: int = Field(default=60, ge=20)
+
+    # Seconds that one statement may take.
+    statement_seconds: float = Field(default=10.0, gt=0, le=300)
+    # Most rows, and most bytes of rows as JSON, in one result.
+    result_rows: int = Field(default=1_000, ge=1)
+    result_bytes: int = Field(default=1_000_000, ge=1_000)
+    # Most bytes that Postgres may send for one statement; beyond it the connection is cut.
+    statement_wire_bytes: int = Field(default=16_000_000, ge=100_000)
+
+    # Connections to one deployment's database per role, and pools of this process.
+    pool_size: int = Field(default=5, ge=1, le=50)
+    pools_most: int = Field(default=200, ge=1)
+    # Seconds without use until a pool is closed.
+    pool_idle_seconds: float = Field(default=60.0, gt=0)
+    # Seconds that a statement waits for a connection.
+    pool_wait_seconds: float = Field(default=5.0, gt=0)
+
+    def caps(self) -> Caps:
+        """Returns the caps of one statement."""
+        return Caps(
+            rows=self.result_rows,
+            size=self.result_bytes,
+            wire=self.statement_wire_bytes,
+            seconds=self.statement_seconds,
+        )
+
+    def pool_limits(self) -> PoolLimits:
+        """Returns the limits of the deployments' pools."""
+        return PoolLimits(
+            size=self.pool_size,
+            most=self.pools_most,
+            idle_seconds=self.pool_idle_seconds,
+            wait_seconds=self.pool_wait_seconds,
+        )
