@@ -18,6 +18,8 @@ _NOT_IN_HOST = re.compile(r"[^a-z0-9]+")
 _HOST_RANDOM_LENGTH = 8
 # A label of a host name has at most 63 characters (RFC 1035, 2.3.4); the rest is random.
 _MOST_SLUG_LENGTH = 63 - 1 - _HOST_RANDOM_LENGTH
+# How long a call waits for another one that works on the same deployment.
+LOCK_PATIENCE = timedelta(seconds=8)
 _FIRST_RETRY_SECONDS = 0.2
 _MOST_RETRY_SECONDS = 15.0
 _MOST_DOUBLINGS = 16

@@ -1,0 +1,161 @@
+"""Creating a deployment: written down at once, made by the reconciler."""
+
+import asyncio
+
+import structlog
+
+from services.provisioner import store
+from services.provisioner.domain import (
+    LOCK_PATIENCE,
+    Deployment,
+    Operation,
+    OperationKind,
+    Step,
+    Wanted,
+    new_host,
+)
+from services.provisioner.master_secret import MasterSecret
+from services.provisioner.ports import Bearer, Locks, Queue, Registry
+from services.provisioner.steps import Steps, Work
+from services.shared.errors import (
+    AlreadyExistsError,
+    BulkheadError,
+    LimitExceededError,
+    NotFoundError,
+    Reason,
+)
+from services.shared.ids import (
+    DeploymentId,
+    OperationId,
+    TenantId,
+    new_deployment_id,
+    new_operation_id,
+)
+from services.shared.postgres import Connection, Database
+
+# How long the call itself tries to take the first steps; the reconciler takes them in any case.
+_FIRST_STEPS_SECONDS = 3.0
+
+
+class Creation:
+    """Writes deployments down, with what it takes to make them."""
+
+    def __init__(
+        self,
+        database: Database,
+        locks: Locks,
+        queue: Queue,
+        registry: Registry,
+        steps: Steps,
+        secret: MasterSecret,
+        *,
+        domain: str,
+        deployments_per_tenant: int,
+    ) -> None:
+        self._database = database
+        self._locks = locks
+        self._queue = queue
+        self._registry = registry
+        self._steps = steps
+        self._secret = secret
+        self._domain = domain
+        self._most = deployments_per_tenant
+
+    async def create(
+        self, tenant: TenantId, caller: Bearer, wanted: Wanted
+    ) -> tuple[Deployment, Operation]:
+        """Returns the deployment, written down, and the operation that makes it.
+
+        Idempotent by the request's id.
+
+        Raises:
+            AlreadyExistsError: the id was used before for something else.
+            LimitExceededError: the tenant has as many deployments as it may have.
+            UnavailableError: auth or the database is away; nothing was written.
+        """
+        earlier = await self._earlier(tenant, wanted)
+        if earlier is not None:
+            return earlier
+        deployment_id = new_deployment_id()
+        job = await self._registry.delegate(caller, f"create {deployment_id}")
+        # Held until the first steps are over, so that the worker's last step cannot come before.
+        async with self._locks.hold(deployment_id, LOCK_PATIENCE):
+            written = await self._write(tenant, wanted, deployment_id, job)
+            if written is not None:
+                await self._take_first_steps(Work(*written, job))
+                return written
+        # Another call with the same request_id was faster.
+        earlier = await self._earlier(tenant, wanted)
+        if earlier is None:
+            raise NotFoundError("deployment")
+        return earlier
+
+    async def _earlier(
+        self, tenant: TenantId, wanted: Wanted
+    ) -> tuple[Deployment, Operation] | None:
+        async with self._database.tenant(tenant) as connection:
+            found = await store.deployment_of_request(connection, tenant, wanted.request_id)
+            if found is None:
+                return None
+            if not wanted.was_met_by(found):
+                raise AlreadyExistsError(
+                    "the request_id was used before for another deployment",
+                    Reason.REQUEST_REPLAYED,
+                )
+            operation = await store.operation_of(
+                connection, found.deployment_id, OperationKind.CREATE
+            )
+        if operation is None:
+            raise NotFoundError("operation")
+        return found, operation
+
+    async def _write(
+        self, tenant: TenantId, wanted: Wanted, deployment_id: DeploymentId, job: Bearer
+    ) -> tuple[Deployment, Operation] | None:
+        """Writes deployment, operation and queue entry at once; None when another call did."""
+        operation_id = new_operation_id()
+        async with self._database.tenant(tenant) as connection:
+            await store.lock_tenant(connection, tenant)
+            if await store.deployment_of_request(connection, tenant, wanted.request_id):
+                return None
+            await self._check_limit(connection, tenant)
+            host = new_host(wanted.name, self._domain)
+            deployment = await store.insert_deployment(
+                connection, tenant, deployment_id, host, wanted
+            )
+            operation = await self._write_operation(connection, deployment, operation_id, job)
+            await self._queue.enqueue(connection, deployment_id)
+        return deployment, operation
+
+    async def _write_operation(
+        self, connection: Connection, deployment: Deployment, operation_id: OperationId, job: Bearer
+    ) -> Operation:
+        return await store.insert_operation(
+            connection,
+            deployment,
+            operation_id,
+            OperationKind.CREATE,
+            Step.REGISTERING,
+            self._secret.seal(job.key, bound_to=operation_id),
+        )
+
+    async def _check_limit(self, connection: Connection, tenant: TenantId) -> None:
+        if await store.count_deployments(connection, tenant) >= self._most:
+            raise LimitExceededError(
+                f"at most {self._most} deployments are allowed",
+                Reason.DEPLOYMENT_LIMIT,
+                "deployments",
+            )
+
+    async def _take_first_steps(self, work: Work) -> None:
+        """Lets keys be issued, and the host answer 503, as soon as the call returns, if it can."""
+        try:
+            async with asyncio.timeout(_FIRST_STEPS_SECONDS):
+                await self._steps.register(work)
+                await self._steps.announce(work)
+        except (BulkheadError, TimeoutError) as error:
+            structlog.get_logger().warning(
+                "first steps left to the reconciler",
+                operation_id=work.operation.operation_id,
+                error=type(error).__name__,
+            )

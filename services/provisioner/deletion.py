@@ -1,0 +1,130 @@
+"""Deleting a deployment: cut off at once, removed by the reconciler."""
+
+from services.provisioner import store
+from services.provisioner.domain import (
+    LOCK_PATIENCE,
+    Deployment,
+    DeploymentState,
+    Operation,
+    OperationKind,
+    OperationState,
+    Step,
+)
+from services.provisioner.master_secret import MasterSecret
+from services.provisioner.ports import Bearer, Locks, Queue, Registry
+from services.provisioner.steps import Steps, Work
+from services.shared.errors import NotFoundError
+from services.shared.ids import DeploymentId, TenantId, new_operation_id
+from services.shared.postgres import Connection, Database
+
+
+class Deletion:
+    """Ends deployments, whatever state they are in."""
+
+    def __init__(
+        self,
+        database: Database,
+        locks: Locks,
+        queue: Queue,
+        registry: Registry,
+        steps: Steps,
+        secret: MasterSecret,
+    ) -> None:
+        self._database = database
+        self._locks = locks
+        self._queue = queue
+        self._registry = registry
+        self._steps = steps
+        self._secret = secret
+
+    async def delete(
+        self, tenant: TenantId, caller: Bearer, deployment_id: DeploymentId
+    ) -> Operation:
+        """Returns the operation that deletes the deployment; its keys and its route are dead then.
+
+        Deleting twice answers with the first operation, begun anew if it had failed.
+
+        Raises:
+            NotFoundError: the tenant has no such deployment.
+            UnavailableError: keys or route may still live; what was written down goes on by
+                itself, and asking again is safe.
+        """
+        operation = await self._begun(tenant, deployment_id)
+        if operation is None or operation.state is OperationState.FAILED:
+            job = await self._registry.delegate(caller, f"delete {deployment_id}")
+            operation = await self._begin(tenant, deployment_id, job)
+        if _is_cut_off(operation):
+            return operation
+        async with self._locks.hold(deployment_id, LOCK_PATIENCE):
+            return await self._cut_off(tenant, deployment_id, caller)
+
+    async def _begun(self, tenant: TenantId, deployment_id: DeploymentId) -> Operation | None:
+        async with self._database.tenant(tenant) as connection:
+            _found(await store.get_deployment(connection, deployment_id))
+            return await store.operation_of(connection, deployment_id, OperationKind.DELETE)
+
+    async def _begin(self, tenant: TenantId, deployment_id: DeploymentId, job: Bearer) -> Operation:
+        """Writes operation and queue entry at once, and ends the making if that is under way."""
+        async with self._database.tenant(tenant) as connection:
+            deployment = _found(await store.get_deployment(connection, deployment_id, lock=True))
+            operation = await store.operation_of(connection, deployment_id, OperationKind.DELETE)
+            if operation is None:
+                await self._end_creation(connection, deployment_id)
+                await store.set_state(connection, deployment_id, DeploymentState.DELETING)
+                operation = await self._write(connection, deployment, job)
+            elif operation.state is OperationState.FAILED:
+                sealed = self._secret.seal(job.key, bound_to=operation.operation_id)
+                operation = await store.revive_operation(connection, operation.operation_id, sealed)
+            await self._queue.enqueue(connection, deployment_id)
+        return operation
+
+    async def _end_creation(self, connection: Connection, deployment_id: DeploymentId) -> None:
+        creation = await store.operation_of(connection, deployment_id, OperationKind.CREATE)
+        if creation is not None and not creation.done:
+            await store.end_operation(
+                connection,
+                creation.operation_id,
+                OperationState.FAILED,
+                "the deployment was deleted before it was ready",
+            )
+
+    async def _write(
+        self, connection: Connection, deployment: Deployment, job: Bearer
+    ) -> Operation:
+        operation_id = new_operation_id()
+        return await store.insert_operation(
+            connection,
+            deployment,
+            operation_id,
+            OperationKind.DELETE,
+            Step.RETIRING,
+            self._secret.seal(job.key, bound_to=operation_id),
+        )
+
+    async def _cut_off(
+        self, tenant: TenantId, deployment_id: DeploymentId, caller: Bearer
+    ) -> Operation:
+        """Ends keys and route with the caller's own key, unless the worker was faster."""
+        async with self._database.tenant(tenant) as connection:
+            deployment = _found(await store.get_deployment(connection, deployment_id))
+            operation = await store.operation_of(connection, deployment_id, OperationKind.DELETE)
+        if operation is None:
+            raise NotFoundError("operation")
+        if _is_cut_off(operation):
+            return operation
+        work = Work(deployment, operation, caller)
+        await self._steps.retire(work)
+        await self._steps.unroute(work)
+        async with self._database.tenant(tenant) as connection:
+            await store.set_step(connection, operation.operation_id, Step.DESTROYING)
+        return operation
+
+
+def _is_cut_off(operation: Operation) -> bool:
+    return operation.state is OperationState.SUCCEEDED or operation.step is Step.DESTROYING
+
+
+def _found(deployment: Deployment | None) -> Deployment:
+    if deployment is None:
+        raise NotFoundError("deployment")
+    return deployment

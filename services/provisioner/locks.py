@@ -1,0 +1,76 @@
+"""One worker at a time on a deployment: a lock of our own here, Postgres's across replicas."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
+from weakref import WeakValueDictionary
+
+import asyncpg
+
+from services.provisioner.domain import not_ready
+from services.shared.ids import DeploymentId
+from services.shared.postgres import Connection, Database, postgres_errors
+
+
+class DeploymentLocks:
+    """Session-level advisory locks, on a pool that is used for nothing else.
+
+    With connections shared between locks and statements, many holders could wait for the very
+    connections that other holders keep.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._here: WeakValueDictionary[DeploymentId, asyncio.Lock] = WeakValueDictionary()
+
+    @asynccontextmanager
+    async def hold(self, deployment: DeploymentId, patience: timedelta) -> AsyncIterator[None]:
+        """Holds the deployment's lock.
+
+        Raises:
+            UnavailableError: someone else holds it for longer than `patience`.
+        """
+        here = self._here.setdefault(deployment, asyncio.Lock())
+        until = asyncio.get_running_loop().time() + patience.total_seconds()
+        try:
+            async with asyncio.timeout_at(until):
+                await here.acquire()
+        except TimeoutError as error:
+            raise not_ready() from error
+        try:
+            async with self._hold_everywhere(deployment, until):
+                yield
+        finally:
+            here.release()
+
+    @asynccontextmanager
+    async def _hold_everywhere(self, deployment: DeploymentId, until: float) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            with postgres_errors():
+                acquiring = self._database.pool.acquire(timeout=_left(until))
+                await _lock(await stack.enter_async_context(acquiring), deployment, until)
+            # What fails from here on is not the lock's.
+            yield
+
+
+async def _lock(connection: Connection, deployment: DeploymentId, until: float) -> None:
+    milliseconds = int(_left(until) * 1000)
+    # Undone, as the lock itself is, when the pool gets the connection back.
+    await connection.execute("SELECT set_config('lock_timeout', $1, false)", f"{milliseconds}ms")
+    try:
+        await connection.execute(
+            "SELECT pg_advisory_lock($1)", _number(deployment), timeout=_left(until) + 1
+        )
+    except asyncpg.LockNotAvailableError as error:
+        raise not_ready() from error
+
+
+def _left(until: float) -> float:
+    return max(0.05, until - asyncio.get_running_loop().time())
+
+
+def _number(deployment: DeploymentId) -> int:
+    digest = hashlib.sha256(f"deployment {deployment}".encode()).digest()
+    return int.from_bytes(digest[:8], signed=True)

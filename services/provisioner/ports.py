@@ -1,0 +1,67 @@
+"""What the provisioner needs of others, in its own words; `server.py` chooses who gives it."""
+
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Protocol
+
+from services.provisioner.domain import Deployment, RouteState
+from services.shared.ids import DeploymentId
+from services.shared.postgres import Connection
+
+
+@dataclass(frozen=True, slots=True)
+class Bearer:
+    """A key that is presented to other services on a tenant's behalf."""
+
+    key: str = field(repr=False)
+
+
+class Registry(Protocol):
+    """Whose deployments are whose, and the keys of both. All methods raise BulkheadError."""
+
+    async def delegate(self, bearer: Bearer, purpose: str) -> Bearer:
+        """Returns a key with which a job of the provisioner acts for the bearer's tenant."""
+        ...
+
+    async def register(self, bearer: Bearer, deployment: DeploymentId) -> None:
+        """Makes the deployment the bearer's tenant's, so that keys can be issued for it."""
+        ...
+
+    async def retire(self, bearer: Bearer, deployment: DeploymentId) -> None:
+        """Revokes every key of the deployment and lets none be issued again."""
+        ...
+
+
+class Routes(Protocol):
+    """Which host belongs to which deployment. All methods raise BulkheadError."""
+
+    async def put(self, bearer: Bearer, deployment: Deployment, state: RouteState) -> None:
+        """Writes the deployment's route."""
+        ...
+
+    async def delete(self, bearer: Bearer, deployment: DeploymentId) -> None:
+        """Makes the deployment's host unknown."""
+        ...
+
+
+class Locks(Protocol):
+    """One worker at a time on a deployment, across all replicas."""
+
+    def hold(
+        self, deployment: DeploymentId, patience: timedelta
+    ) -> AbstractAsyncContextManager[None]:
+        """Holds the deployment's lock.
+
+        Raises:
+            UnavailableError: someone else holds it for longer than `patience`.
+        """
+        ...
+
+
+class Queue(Protocol):
+    """Tells the workers which deployments have work to be done."""
+
+    async def enqueue(self, connection: Connection, deployment: DeploymentId) -> None:
+        """Enters the deployment; it counts when the transaction commits. Call it last in it."""
+        ...

@@ -1,0 +1,95 @@
+"""Which deployments have work to be done: pgqueuer, in the same transaction as the rows.
+
+An entry only says "look at this deployment"; what is to be done stands in the rows. So an entry too
+many does no harm, and one too few is made up for by the sweep.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+
+import structlog
+from opentelemetry import propagate
+from pgqueuer import AsyncpgDriver, Queries, QueueManager, RetryRequested
+from pgqueuer.models import Job
+
+from services.shared.ids import DeploymentId
+from services.shared.postgres import Connection, connect
+from services.shared.settings import PostgresSettings
+
+_ENTRYPOINT = "reconcile"
+# Work at most this old is found again when the process that picked it is gone.
+_HEARTBEAT = timedelta(seconds=10)
+# Notifications wake the worker; this is for the one that got lost.
+_POLL = timedelta(seconds=5)
+_RESTART_SECONDS = 0.5
+_BATCH = 4
+
+# Returns how long to wait before looking at the deployment again; None when nothing is left to do.
+Reconcile = Callable[[DeploymentId, dict[str, str]], Awaitable[timedelta | None]]
+
+
+class WorkQueue:
+    """Enters deployments into the queue, which belongs to the role `service_role`."""
+
+    def __init__(self, service_role: str) -> None:
+        self._service_role = service_role
+
+    async def enqueue(self, connection: Connection, deployment: DeploymentId) -> None:
+        """Enters the deployment; it counts when the transaction commits.
+
+        The rest of the transaction runs as the service's role.
+        """
+        await connection.execute("SELECT set_config('role', $1, true)", self._service_role)
+        trace: dict[str, str] = {}
+        propagate.inject(trace)
+        queries = Queries(AsyncpgDriver(connection))  # type: ignore[arg-type]  # a pool's connection is one
+        await queries.enqueue(_ENTRYPOINT, deployment.encode(), headers=trace)
+
+
+async def work(settings: PostgresSettings, reconcile: Reconcile) -> None:
+    """Takes entries and calls `reconcile` for each, for ever."""
+    while True:
+        try:
+            await _work_once(settings, reconcile)
+        except Exception as error:  # noqa: BLE001 the work must go on when the database is back
+            structlog.get_logger().warning("queue lost", error=type(error).__name__)
+        await asyncio.sleep(_RESTART_SECONDS)
+
+
+async def _work_once(settings: PostgresSettings, reconcile: Reconcile) -> None:
+    connection = await connect(settings)
+    lost = asyncio.Event()
+    connection.add_termination_listener(lambda _: lost.set())
+    worker = QueueManager(Queries(AsyncpgDriver(connection)))
+
+    @worker.entrypoint(_ENTRYPOINT)
+    async def look(job: Job) -> None:
+        deployment = DeploymentId((job.payload or b"").decode())
+        trace = {name: str(value) for name, value in (job.headers or {}).items()}
+        wait = await reconcile(deployment, trace)
+        if wait is not None:
+            raise RetryRequested(delay=wait)
+
+    running = asyncio.create_task(
+        worker.run(
+            dequeue_timeout=_POLL,
+            batch_size=_BATCH,
+            max_concurrent_tasks=2 * _BATCH,
+            shutdown_on_listener_failure=True,
+            heartbeat_timeout=_HEARTBEAT,
+        )
+    )
+    losing = asyncio.create_task(lost.wait())
+    try:
+        await asyncio.wait({running, losing}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        worker.shutdown.set()
+        losing.cancel()
+        running.cancel()
+        try:
+            await asyncio.gather(running, losing, return_exceptions=True)
+        finally:
+            connection.terminate()
+    if not running.cancelled() and (error := running.exception()) is not None:
+        raise error

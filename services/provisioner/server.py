@@ -1,0 +1,120 @@
+"""Composition of the provisioner."""
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+
+from bulkhead.provisioner.v1 import provisioner_service_pb2 as pb2
+from bulkhead.provisioner.v1.provisioner_service_pb2_grpc import (
+    add_ProvisionerServiceServicer_to_server,
+)
+
+from services.provisioner import store
+from services.provisioner.changes import open_changes
+from services.provisioner.creation import Creation
+from services.provisioner.deletion import Deletion
+from services.provisioner.drivers import local
+from services.provisioner.drivers.claim import claim
+from services.provisioner.drivers.local import LocalDriver, PortRange
+from services.provisioner.drivers.postgres_process import reachable_home
+from services.provisioner.locks import DeploymentLocks
+from services.provisioner.master_secret import MasterSecret, read_master_secret
+from services.provisioner.peers import AuthRegistry, ProxyRoutes
+from services.provisioner.queue import WorkQueue, work
+from services.provisioner.reconciler import Reconciler
+from services.provisioner.rpc import ProvisionerRpc
+from services.provisioner.service import DatabaseService, DeploymentService
+from services.provisioner.settings import Settings
+from services.provisioner.steps import Steps
+from services.provisioner.sweep import Sweep
+from services.shared.access import RemoteAuditor, RemoteAuthenticator, open_key_resolver
+from services.shared.channel import open_channel
+from services.shared.postgres import Database, open_database
+from services.shared.server import Registration, Service
+
+_NAME = "provisioner"
+_MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+@asynccontextmanager
+async def compose(settings: Settings) -> AsyncIterator[Service]:
+    """Yields the provisioner, ready to be served, its workers at work."""
+    secret = read_master_secret(settings.database_secret_file)
+    async with AsyncExitStack() as stack:
+        enter = stack.enter_async_context
+        database = await enter(open_database(settings, _NAME, _MIGRATIONS))
+        locks = DeploymentLocks(
+            await enter(open_database(_for_locks(settings), _NAME, _MIGRATIONS))
+        )
+        auth = await enter(open_channel(settings, "auth", settings.auth_target))
+        proxy = await enter(open_channel(settings, "app_proxy", settings.app_proxy_target))
+        resolver = await enter(open_key_resolver(auth))
+        changes = await enter(open_changes(database))
+
+        driver = await _local_driver(settings, secret, database)
+        registry, queue = AuthRegistry(auth), WorkQueue(f"{_NAME}_service")
+        steps = Steps(database, registry, ProxyRoutes(proxy), driver)
+        deployments = DeploymentService(database, changes)
+        rpc = ProvisionerRpc(
+            Creation(
+                database,
+                locks,
+                queue,
+                registry,
+                steps,
+                secret,
+                domain=settings.domain,
+                deployments_per_tenant=settings.deployments_per_tenant,
+            ),
+            Deletion(database, locks, queue, registry, steps, secret),
+            deployments,
+            DatabaseService(deployments, locks, steps, driver, local.DATABASE),
+        )
+        reconciler = Reconciler(database, locks, steps, secret, create_tries=settings.create_tries)
+        sweep = Sweep(database, locks, queue, steps, driver)
+        await enter(_at_work(work(settings, reconciler.reconcile)))
+        await enter(_at_work(sweep.run(settings.sweep_seconds)))
+        yield Service(
+            registrations=[
+                Registration(
+                    pb2.DESCRIPTOR.services_by_name["ProvisionerService"],
+                    rpc,
+                    add_ProvisionerServiceServicer_to_server,
+                )
+            ],
+            authenticator=RemoteAuthenticator(resolver, settings.key_prefix),
+            auditor=RemoteAuditor(auth),
+            checks={"postgres": database.check},
+        )
+
+
+def _for_locks(settings: Settings) -> Settings:
+    return settings.model_copy(update={"postgres_pool_size": settings.lock_pool_size})
+
+
+async def _local_driver(
+    settings: Settings, secret: MasterSecret, database: Database
+) -> LocalDriver:
+    home = reachable_home(settings.servers_home)
+    async with database.service() as connection:
+        claim(home, await store.installation_mark(connection))
+    return LocalDriver(
+        home,
+        secret,
+        PortRange(settings.database_port_first, settings.database_port_last),
+        settings.statement_timeout // timedelta(milliseconds=1),
+    )
+
+
+@asynccontextmanager
+async def _at_work(job: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    """Runs `job` beside the block, and ends it after."""
+    task = asyncio.create_task(job)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task

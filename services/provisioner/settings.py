@@ -1,0 +1,46 @@
+"""Settings of the provisioner."""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from services.shared.settings import PostgresSettings, ServiceSettings
+
+
+class Settings(ServiceSettings, PostgresSettings):
+    """Read from `BULKHEAD_*`."""
+
+    listen: str = "127.0.0.1:7103"
+    postgres_database: str = "provisioner"
+    postgres_user: str = "provisioner"
+    # Deployments worked on at one moment by this process, each with a connection for its lock.
+    lock_pool_size: int = Field(default=12, ge=2)
+
+    # The domain of the deployments' hosts.
+    domain: str = Field(default="localhost", pattern=r"^[a-z0-9.-]{1,180}$")
+    deployments_per_tenant: int = Field(default=100, ge=1)
+
+    # Servers live in `servers` of this folder, or under /var/lib/bulkhead when we are root and the
+    # folder is not open to the servers' user.
+    servers_home: Path = Path(".bulkhead")
+    # 0600; passwords of databases are derived from it. Made when it is missing; lost with it is the
+    # way into every database.
+    database_secret_file: Path = Path(".bulkhead/secrets/database")
+    # Where servers listen; below the ports that the system lends to outgoing connections.
+    database_port_first: int = Field(default=20_000, ge=1_024, le=65_535)
+    database_port_last: int = Field(default=31_999, ge=1_024, le=65_535)
+    # The longest that a statement of `reader` or `writer` may take.
+    statement_timeout: timedelta = timedelta(seconds=30)
+
+    # How often what is wanted is held against what is.
+    sweep_seconds: float = Field(default=15.0, gt=0)
+    # Tries of a create before it fails for good; with the pauses between them about five minutes.
+    create_tries: int = Field(default=30, ge=1)
+
+    @model_validator(mode="after")
+    def _ports_in_order(self) -> Self:
+        if self.database_port_last < self.database_port_first:
+            raise ValueError("database_port_last is below database_port_first")
+        return self

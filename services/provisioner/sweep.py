@@ -1,0 +1,95 @@
+"""Holds what is wanted against what is, from time to time, and makes up for what got lost."""
+
+import asyncio
+from collections.abc import Awaitable
+
+import structlog
+
+from services.provisioner import store
+from services.provisioner.domain import LOCK_PATIENCE, DeploymentState
+from services.provisioner.drivers.protocol import DatabaseDriver, DriverError
+from services.provisioner.ports import Locks, Queue
+from services.provisioner.steps import Steps
+from services.shared.errors import BulkheadError
+from services.shared.ids import DeploymentId
+from services.shared.postgres import Database
+
+_GONE = frozenset({DeploymentState.DELETED, DeploymentState.FAILED})
+
+
+class Sweep:
+    """Finds work that nobody waits for, servers that do not run, and servers that nobody wants."""
+
+    def __init__(
+        self,
+        database: Database,
+        locks: Locks,
+        queue: Queue,
+        steps: Steps,
+        driver: DatabaseDriver,
+    ) -> None:
+        self._database = database
+        self._locks = locks
+        self._queue = queue
+        self._steps = steps
+        self._driver = driver
+
+    async def run(self, seconds: float) -> None:
+        """Sweeps at once, and then every `seconds`, for ever."""
+        while True:
+            for part in (self.enqueue_neglected, self.start_stopped, self.remove_unwanted):
+                await _attempted(part(), part.__name__)
+            await asyncio.sleep(seconds)
+
+    async def enqueue_neglected(self) -> None:
+        """Enters every deployment with due work that no entry waits for."""
+        async with self._database.service() as connection:
+            for deployment in await store.neglected_deployments(connection):
+                await self._queue.enqueue(connection, deployment)
+
+    async def start_stopped(self) -> None:
+        """Starts every database that should run and does not."""
+        async with self._database.service() as connection:
+            wanted = await store.ready_deployments_with_database(connection)
+        for deployment in wanted:
+            if await self._driver.exists(deployment) is None:
+                await _attempted(self._start(deployment), "start")
+
+    async def _start(self, deployment_id: DeploymentId) -> None:
+        async with self._locks.hold(deployment_id, LOCK_PATIENCE):
+            async with self._database.service() as connection:
+                deployment = await store.get_deployment(connection, deployment_id)
+            if deployment is not None and deployment.state is DeploymentState.READY:
+                await self._steps.ensure_database(deployment)
+                structlog.get_logger().info("database started", deployment_id=deployment_id)
+
+    async def remove_unwanted(self) -> None:
+        """Removes every server whose deployment is unknown, deleted or given up.
+
+        The rows are read after the servers were found, and again under the lock: a deployment's
+        row is always there before its server is.
+        """
+        for deployment_id in await self._driver.found():
+            if not await self._is_wanted(deployment_id):
+                await _attempted(self._remove(deployment_id), "remove")
+
+    async def _remove(self, deployment_id: DeploymentId) -> None:
+        async with self._locks.hold(deployment_id, LOCK_PATIENCE):
+            if not await self._is_wanted(deployment_id):
+                await self._driver.destroy(deployment_id)
+                structlog.get_logger().warning(
+                    "unwanted server removed", deployment_id=deployment_id
+                )
+
+    async def _is_wanted(self, deployment_id: DeploymentId) -> bool:
+        async with self._database.service() as connection:
+            deployment = await store.get_deployment(connection, deployment_id)
+        return deployment is not None and deployment.state not in _GONE
+
+
+async def _attempted(attempt: Awaitable[None], what: str) -> None:
+    """Awaits `attempt`; what fails now is tried again by the next sweep."""
+    try:
+        await attempt
+    except (BulkheadError, DriverError, OSError) as error:
+        structlog.get_logger().warning("sweep failed", what=what, error=type(error).__name__)
