@@ -29,6 +29,9 @@ _SERVICE_COMMANDS = (
     "-function -fcall -fcall_ro -script +script|load +script|exists -pubsub -client "
     "+time +client|setname +client|setinfo +client|id +client|getname"
 )
+# Off, so nobody logs in as it; but it may do everything, because the server replays its own
+# append-only file as this user, and would refuse the transactions in it otherwise.
+_DEFAULT_USER = "user default off resetpass ~* &* +@all"
 _OPERATOR_COMMANDS = "-@all +ping +info +save +bgsave +shutdown"
 
 
@@ -63,7 +66,7 @@ def configure(home: Path, port: int) -> tuple[str, ...]:
         f"user {service} {_rules(home, service, prefix, _SERVICE_COMMANDS)}"
         for service, prefix in PREFIXES.items()
     ]
-    write_private(home / "users.acl", "\n".join(["user default off -@all", *users, ""]))
+    write_private(home / "users.acl", "\n".join([_DEFAULT_USER, *users, ""]))
     write_private(home / "valkey.conf", _settings(home, port))
     return (str(valkey_binary()), str(home / "valkey.conf"))
 

@@ -38,6 +38,8 @@ _AWAY = (
     asyncpg.CrashShutdownError,
     asyncpg.TooManyConnectionsError,
     asyncpg.InterfaceError,
+    # What asyncpg raises when the connection is lost in the middle of its own protocol.
+    asyncpg.InternalClientError,
 )
 
 
@@ -109,11 +111,20 @@ class Database:
     @asynccontextmanager
     async def _transaction(self) -> AsyncIterator[Connection]:
         with postgres_errors():
-            async with (
-                self.pool.acquire(timeout=_ACQUIRE_TIMEOUT_SECONDS) as connection,
-                connection.transaction(),
-            ):
+            async with self._acquired() as connection, connection.transaction():
                 yield connection
+
+    @asynccontextmanager
+    async def _acquired(self) -> AsyncIterator[Connection]:
+        try:
+            connection = await self.pool.acquire(timeout=_ACQUIRE_TIMEOUT_SECONDS)
+        except asyncpg.PostgresError as error:
+            # Whatever keeps us from logging in: to our callers the database is away.
+            raise UnavailableError("the service's database is away") from error
+        try:
+            yield connection
+        finally:
+            await self.pool.release(connection)
 
     async def check(self) -> None:
         """Returns when the database answers.

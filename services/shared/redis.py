@@ -7,7 +7,7 @@ import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as ValkeyConnectionError
-from redis.exceptions import RedisError
+from redis.exceptions import OutOfMemoryError, ReadOnlyError, TryAgainError
 from redis.exceptions import TimeoutError as ValkeyTimeoutError
 
 from services.shared.errors import UnavailableError
@@ -16,6 +16,14 @@ from services.shared.settings import ValkeySettings, secret_text
 # A hung server must fail a call well within its deadline.
 _SOCKET_TIMEOUT_SECONDS = 1.0
 _CONNECTIONS = 32
+_AWAY = (
+    ValkeyConnectionError,
+    ValkeyTimeoutError,
+    # It answers but cannot write: to its callers that is the same.
+    OutOfMemoryError,
+    ReadOnlyError,
+    TryAgainError,
+)
 
 
 @asynccontextmanager
@@ -45,9 +53,5 @@ def valkey_errors() -> Iterator[None]:
     """Turns a Valkey that is away inside the block into UnavailableError."""
     try:
         yield
-    except (ValkeyConnectionError, ValkeyTimeoutError, OSError) as error:
+    except (*_AWAY, OSError) as error:
         raise UnavailableError("the store of limits and routes is away") from error
-    except RedisError as error:
-        if str(error).startswith(("LOADING", "BUSY", "MISCONF", "READONLY")):
-            raise UnavailableError("the store of limits and routes is not ready") from error
-        raise

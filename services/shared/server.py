@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import grpc
@@ -117,29 +117,40 @@ async def serving(service: Service, settings: ServiceSettings) -> AsyncIterator[
     server = _server(service, health, chain)
     probe = grpc.aio.server(options=_OPTIONS)
     health_pb2_grpc.add_HealthServicer_to_server(health.servicer, probe)
-    credentials = server_credentials(identity_of(settings))
-    address = Address(
-        server.add_secure_port(settings.listen, credentials),
-        probe.add_insecure_port(settings.health_listen),
-    )
-    await health.check()
-    await server.start()
-    await probe.start()
-    watching = asyncio.create_task(health.watch())
-    structlog.get_logger().info("serving", port=address.port, health_port=address.health_port)
     try:
-        yield address
+        credentials = server_credentials(identity_of(settings))
+        address = Address(
+            server.add_secure_port(settings.listen, credentials),
+            probe.add_insecure_port(settings.health_listen),
+        )
+        async with _watched(health):
+            await server.start()
+            await probe.start()
+            structlog.get_logger().info("serving", **asdict(address))
+            try:
+                yield address
+            finally:
+                await health.drain()
+                await asyncio.sleep(settings.drain_seconds)
+                chain.end_streams()
+                await server.stop(settings.grace_seconds)
+                await chain.idle()
+                structlog.get_logger().info("drained")
     finally:
-        await health.drain()
-        await asyncio.sleep(settings.drain_seconds)
-        chain.end_streams()
-        await server.stop(settings.grace_seconds)
-        await chain.idle()
+        await server.stop(None)
+        await probe.stop(None)
+
+
+@asynccontextmanager
+async def _watched(health: Health) -> AsyncIterator[None]:
+    await health.check()
+    watching = asyncio.create_task(health.watch())
+    try:
+        yield
+    finally:
         watching.cancel()
         with suppress(asyncio.CancelledError):
             await watching
-        await probe.stop(None)
-        structlog.get_logger().info("drained")
 
 
 def _server(service: Service, health: Health, chain: Chain) -> grpc.aio.Server:

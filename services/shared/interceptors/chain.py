@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from typing import Any
 
 import grpc
@@ -66,15 +66,20 @@ class Chain(grpc.aio.ServerInterceptor):
         return surrounded
 
     def _stream(self, method: str, access: Access, handler: Handler) -> Handler:
-        async def surrounded(request: Any, context: Any) -> AsyncIterator[Any]:
+        # It writes instead of yielding: so it ends inside its own task when the caller leaves,
+        # not whenever a forgotten generator is collected.
+        async def surrounded(request: Any, context: Any) -> None:
             with _member(self._in_flight), _member(self._streams):
                 call = _call(method, access, request, context)
                 async with AsyncExitStack() as stack:
                     for interceptor in self._interceptors:
                         await stack.enter_async_context(interceptor(call))
                     await stack.enter_async_context(self._ends_with_drain())
-                    async for response in handler(request, context):
-                        yield response
+                    responses = await stack.enter_async_context(
+                        aclosing(handler(request, context))
+                    )
+                    async for response in responses:
+                        await context.write(response)
 
         return surrounded
 

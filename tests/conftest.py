@@ -1,0 +1,61 @@
+"""Real servers, started once; a database of its own for each service of each mesh."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from deploy.local.pki import Paths, certificates
+from deploy.local.postgres import MeshPostgres, mesh_postgres
+from deploy.local.valkey import ValkeyServer, valkey_server
+from tests.databases import Databases
+from tests.mesh import Mesh, running_mesh
+
+StartMesh = Callable[..., AbstractAsyncContextManager[Mesh]]
+
+SERVICES = ("auth", "ratelimit", "provisioner", "app_proxy", "edge")
+
+
+@pytest.fixture(scope="session")
+async def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("stack")
+
+
+@pytest.fixture(scope="session")
+async def postgres(home: Path) -> AsyncIterator[MeshPostgres]:
+    async with mesh_postgres(home) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+async def databases(postgres: MeshPostgres) -> Databases:
+    """Makes a migrated database for a service, from a template."""
+    return Databases(postgres)
+
+
+@pytest.fixture(scope="session")
+async def valkey(home: Path) -> AsyncIterator[ValkeyServer]:
+    async with valkey_server(home / "valkey") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+async def pki(home: Path) -> dict[str, Paths]:
+    return certificates(home / "pki", SERVICES)
+
+
+@pytest.fixture(scope="session")
+async def start_mesh(
+    home: Path, databases: Databases, valkey: ValkeyServer, pki: dict[str, Paths]
+) -> StartMesh:
+    """Starts a mesh of its own; for tests that change settings or stop services."""
+    return partial(running_mesh, home, databases, valkey, pki)
+
+
+@pytest.fixture(scope="session")
+async def mesh(start_mesh: StartMesh) -> AsyncIterator[Mesh]:
+    """Every service, in this process, over real mTLS; shared by the tests that only call it."""
+    async with start_mesh({}, ("auth", "ratelimit")) as running:
+        yield running
