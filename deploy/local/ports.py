@@ -1,21 +1,19 @@
 """Ports of the loopback interface for the processes of one stack."""
 
+import secrets
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 
 LOOPBACK = "127.0.0.1"
+# Below the range from which the system takes ports for outgoing connections, and apart from that of
+# deployments' databases: a port that is kept from one start to the next is still free then.
+_FIRST, _LAST = 10_000, 19_999
 
 
 def free_ports(count: int) -> list[int]:
     """Returns `count` different TCP ports that nothing listens on now."""
-    held = [socket.socket() for _ in range(count)]
-    try:
-        for each in held:
-            each.bind((LOOPBACK, 0))
-        return [each.getsockname()[1] for each in held]
-    finally:
-        for each in held:
-            each.close()
+    return list(islice(_free_ports(), count))
 
 
 def is_free(port: int) -> bool:
@@ -29,9 +27,16 @@ def is_free(port: int) -> bool:
         return True
 
 
-def keep_or_pick(kept: dict[str, int], names: Iterable[str]) -> dict[str, int]:
+def keep_or_pick(kept: Mapping[str, int], names: Iterable[str]) -> dict[str, int]:
     """Returns a port per name: the kept one while it is free, a fresh one otherwise."""
     wanted = list(names)
     usable = {name: kept[name] for name in wanted if name in kept and is_free(kept[name])}
     missing = [name for name in wanted if name not in usable]
-    return usable | dict(zip(missing, free_ports(len(missing)), strict=True))
+    fresh = (port for port in _free_ports() if port not in usable.values())
+    return usable | dict(zip(missing, islice(fresh, len(missing)), strict=True))
+
+
+def _free_ports() -> Iterator[int]:
+    candidates = list(range(_FIRST, _LAST + 1))
+    secrets.SystemRandom().shuffle(candidates)
+    return (port for port in candidates if is_free(port))

@@ -8,17 +8,20 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from secrets import token_bytes
 
 import asyncpg
 
 from deploy.local.files import ensure_private, new_secret, private_folder
 from deploy.local.ports import LOOPBACK
-from deploy.local.scram import verifier
 from services.provisioner.drivers import postgres_process
 from services.provisioner.drivers.postgres_process import Blueprint
+from services.provisioner.drivers.scram import verifier
 
 SUPERUSER = "postgres"
 DIRECTORY_NAME = "mesh"
+_SECRETS = "postgres"
+_SALT_BYTES = 16
 SETTINGS: Mapping[str, str] = {
     "max_connections": "200",
     "shared_buffers": "48MB",
@@ -49,7 +52,7 @@ class MeshPostgres:
     directory: Path
     superuser: str
     superuser_password_file: Path
-    secrets: Path
+    home: Path
 
     async def create_service(self, service: str) -> Path:
         """Returns the file with the password of `service`, which can log in to its database.
@@ -57,7 +60,7 @@ class MeshPostgres:
         Idempotent. Makes the database and the login role `<service>`, and the roles
         `<service>_tenant` and `<service>_service` that it steps into.
         """
-        file = self.secrets / f"{service}.password"
+        file = password_file(self.home, service)
         password = ensure_private(file, new_secret)
         connection = await self.connect()
         try:
@@ -91,11 +94,11 @@ async def start(home: Path, port: int, settings: Mapping[str, str] | None = None
     Raises:
         ServerError: it could not be made or started.
     """
-    secrets = private_folder(home / "postgres")
-    password_file = secrets / f"{SUPERUSER}.password"
+    private_folder(home / _SECRETS)
+    superuser_file = password_file(home, SUPERUSER)
     blueprint = Blueprint(
         superuser=SUPERUSER,
-        password=ensure_private(password_file, new_secret),
+        password=ensure_private(superuser_file, new_secret),
         access=_ACCESS,
         scripts=((SUPERUSER, _CLOSE_TO_PUBLIC),),
     )
@@ -104,12 +107,17 @@ async def start(home: Path, port: int, settings: Mapping[str, str] | None = None
         template = await postgres_process.ensure_template(directory.parent, blueprint)
         template.rename(directory)
     server = await postgres_process.start(directory, port, {**SETTINGS, **(settings or {})})
-    return MeshPostgres(LOOPBACK, server.port, directory, SUPERUSER, password_file, secrets)
+    return MeshPostgres(LOOPBACK, server.port, directory, SUPERUSER, superuser_file, home)
 
 
 def server_directory(home: Path) -> Path:
     """Returns where the server of the state folder `home` keeps its data."""
     return postgres_process.reachable_home(home) / DIRECTORY_NAME
+
+
+def password_file(home: Path, role: str) -> Path:
+    """Returns the file with the password of a login role."""
+    return home / _SECRETS / f"{role}.password"
 
 
 @asynccontextmanager
@@ -134,7 +142,7 @@ async def _ensure_roles(
 ) -> None:
     login = (
         "LOGIN NOINHERIT NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS "
-        f"PASSWORD '{verifier(password)}'"
+        f"PASSWORD '{verifier(password, token_bytes(_SALT_BYTES))}'"
     )
     await _ensure_role(connection, service, login)
     await connection.execute(f"ALTER ROLE {_quoted(service)} {login}")
