@@ -1,0 +1,106 @@
+"""The small shared parts, by themselves."""
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.shared.coalesce import Coalescer
+from services.shared.errors import InvalidFieldError
+from services.shared.fields import page_cursor, page_token, text
+from services.shared.keyformat import hint, new_key, well_formed
+from services.shared.principal import KeyKind, permits
+
+
+@pytest.mark.parametrize("kind", KeyKind)
+def test_a_new_key_is_well_formed_and_unlike_any_other(kind: KeyKind) -> None:
+    first, second = new_key(kind), new_key(kind)
+    assert first != second
+    assert well_formed(first)
+    assert len(first) == len("smcp_1t_") + 43 + 6
+
+
+@given(position=st.integers(0, 56), character=st.sampled_from("0Az_-\n é"))
+def test_a_key_with_one_character_changed_is_refused_without_asking(
+    position: int, character: str
+) -> None:
+    key = new_key(KeyKind.TENANT)
+    changed = key[:position] + character + key[position + 1 :]
+    assert well_formed(changed) == (changed == key)
+
+
+@given(st.text(max_size=80))
+def test_no_text_is_taken_for_a_key(anything: str) -> None:
+    assert not well_formed(anything)
+
+
+def test_a_hint_shows_no_more_than_the_last_four() -> None:
+    key = new_key(KeyKind.TENANT)
+    assert hint(key) == f"smcp_1t_…{key[-4:]}"
+
+
+def test_writing_includes_reading_and_not_the_other_way() -> None:
+    assert permits({"db:write"}, "db:read")
+    assert not permits({"db:read"}, "db:write")
+    assert not permits({"db:write"}, "keys:read")
+
+
+@given(st.text(max_size=60))
+def test_a_page_token_gives_back_its_cursor_to_its_owner_only(cursor: str) -> None:
+    token = page_token("keys", "ten_1", cursor)
+    assert page_cursor("keys", "ten_1", token) == cursor
+    for list_name, owner in (("keys", "ten_2"), ("audit", "ten_1")):
+        with pytest.raises(InvalidFieldError):
+            page_cursor(list_name, owner, token)
+
+
+@pytest.mark.parametrize("value", ["", "   ", "x" * 11, "a\x00b", "a\u202eb"])
+def test_text_that_cannot_be_shown_is_refused(value: str) -> None:
+    with pytest.raises(InvalidFieldError, match="name"):
+        text("name", value, most=10)
+
+
+async def test_concurrent_calls_travel_together_and_each_gets_its_own_answer() -> None:
+    batches: list[int] = []
+
+    async def double(items: Sequence[int]) -> list[int]:
+        batches.append(len(items))
+        await asyncio.sleep(0)
+        return [2 * item for item in items]
+
+    ask: Coalescer[int, int] = Coalescer(double, most=64)
+    answers = await asyncio.gather(*(ask(number) for number in range(200)))
+    assert answers == [2 * number for number in range(200)]
+    assert max(batches) <= 64
+    assert len(batches) <= 5
+
+
+async def test_a_failing_batch_fails_its_own_callers_and_no_others() -> None:
+    async def refuse_odd(items: Sequence[int]) -> list[int]:
+        if any(item % 2 for item in items):
+            raise ValueError("odd")
+        return list(items)
+
+    ask: Coalescer[int, int] = Coalescer(refuse_odd, most=1)
+    answers = await asyncio.gather(ask(2), ask(3), ask(4), return_exceptions=True)
+    assert answers[0] == 2
+    assert isinstance(answers[1], ValueError)
+    assert answers[2] == 4
+
+
+async def test_a_caller_that_leaves_takes_nothing_from_the_others() -> None:
+    release = asyncio.Event()
+
+    async def slow(items: Sequence[int]) -> list[int]:
+        await release.wait()
+        return list(items)
+
+    ask: Coalescer[int, int] = Coalescer(slow)
+    calls = [asyncio.ensure_future(ask(number)) for number in range(3)]
+    await asyncio.sleep(0)
+    calls[1].cancel()
+    release.set()
+    assert await calls[0] == 0
+    assert await calls[2] == 2
