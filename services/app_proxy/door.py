@@ -158,6 +158,17 @@ def unavailable(error: UnavailableError) -> Refusal:
     )
 
 
+def overloaded() -> Refusal:
+    """Returns the refusal of a request that came while too many were in flight."""
+    return Refusal(
+        503,
+        Reason.OVERLOADED,
+        "Too many requests in flight",
+        "The deployment has too many requests in flight.",
+        retry_after=1,
+    )
+
+
 def over_limit(allowance: Allowance) -> Refusal | None:
     """Returns the refusal that the limiter's decision asks for; None when it is allowed (P-05)."""
     match allowance.decision:

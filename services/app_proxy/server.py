@@ -85,7 +85,8 @@ def _web(door: Door, executor: Executor, settings: Settings) -> ASGIApp:
     catalogue = Catalogue(executor)
     # Tools made from a deployment's own tables are one more source here.
     toolbox = Toolbox([DatabaseTools(executor, catalogue)])
-    return web_app(door, session_manager(toolbox, settings.request_bytes), catalogue, toolbox)
+    sessions = session_manager(toolbox, settings.request_bytes)
+    return web_app(door, sessions, catalogue, toolbox, settings.bounds())
 
 
 def _registrations(routing: Routing, door: Door) -> list[Registration]:

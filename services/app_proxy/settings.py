@@ -4,6 +4,7 @@ from pydantic import Field
 
 from services.app_proxy.database.pools import PoolLimits
 from services.app_proxy.database.results import Caps
+from services.app_proxy.web_middleware import Bounds
 from services.shared.settings import PostgresSettings, ServiceSettings, ValkeySettings
 
 
@@ -20,6 +21,9 @@ class Settings(ServiceSettings, PostgresSettings, ValkeySettings):
     domain: str = Field(default="localhost", pattern=r"^[a-z0-9.-]{1,200}$")
     # Largest body of a request, in bytes.
     request_bytes: int = Field(default=4 * 1024 * 1024, ge=1_024)
+
+    # Requests of one deployment served at once; one more is answered 503.
+    deployment_in_flight: int = Field(default=64, ge=1)
 
     # Seconds for which Valkey remembers a route that was read, and a host that was not found.
     route_seconds: int = Field(default=3_600, ge=1)
@@ -51,6 +55,10 @@ class Settings(ServiceSettings, PostgresSettings, ValkeySettings):
             wire=self.statement_wire_bytes,
             seconds=self.statement_seconds,
         )
+
+    def bounds(self) -> Bounds:
+        """Returns how many requests may be in flight."""
+        return Bounds(process=self.max_in_flight, deployment=self.deployment_in_flight)
 
     def pool_limits(self) -> PoolLimits:
         """Returns the limits of the deployments' pools."""

@@ -1,20 +1,16 @@
 """What a deployment's host serves over HTTP: `/mcp`, `/llms.txt`, `/manifest.json`."""
 
 import json
-import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 
-import structlog
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
-from opentelemetry import propagate, trace
-from opentelemetry.trace import SpanKind, Status, StatusCode
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from services.app_proxy.database.catalogue import Catalogue
 from services.app_proxy.database.executor import Owner
@@ -29,17 +25,21 @@ from services.app_proxy.door import (
     unknown_path,
 )
 from services.app_proxy.mcp_endpoint import GUEST
-from services.app_proxy.problems import answer_to
 from services.app_proxy.schema import Schema
 from services.app_proxy.service import Door
 from services.app_proxy.tools import Tool, Toolbox
+from services.app_proxy.web_middleware import Bounded, Bounds, Observed, refused
 from services.shared.errors import BulkheadError, PermissionDeniedError, UnavailableError
 
 _SCHEMA_SCOPE = "db:read"
 
 
 def web_app(
-    door: Door, sessions: StreamableHTTPSessionManager, catalogue: Catalogue, toolbox: Toolbox
+    door: Door,
+    sessions: StreamableHTTPSessionManager,
+    catalogue: Catalogue,
+    toolbox: Toolbox,
+    bounds: Bounds,
 ) -> Starlette:
     """Returns the application; every path of it needs a key of the host's deployment."""
 
@@ -54,7 +54,11 @@ def web_app(
         Route("/llms.txt", endpoint=documents.llms_txt),
         Route("/manifest.json", endpoint=documents.manifest),
     ]
-    middleware = [Middleware(Observed), Middleware(Guarded, door=door)]
+    middleware = [
+        Middleware(Observed),
+        Middleware(Guarded, door=door),
+        Middleware(Bounded, bounds=bounds),
+    ]
     handlers = {404: _not_found}
     return Starlette(
         routes=routes, middleware=middleware, lifespan=lifespan, exception_handlers=handlers
@@ -95,50 +99,10 @@ class Guarded:
         if isinstance(verdict, Guest) and not verdict.route.mcp:
             verdict = unknown_path()
         if isinstance(verdict, Refusal):
-            await _response(verdict, request)(scope, receive, send)
+            await refused(verdict, request)(scope, receive, send)
             return
         scope[GUEST] = verdict
         await self._app(scope, receive, send)
-
-
-class Observed:
-    """One span and one canonical log line for each request."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-        self._tracer = trace.get_tracer("bulkhead")
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Surrounds the request with its span."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        status = 500
-
-        async def observed_send(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        started = time.perf_counter()
-        with self._span(scope) as span:
-            try:
-                await self._app(scope, receive, observed_send)
-            finally:
-                _describe(span, scope, status)
-                _write(scope, status, time.perf_counter() - started)
-
-    def _span(self, scope: Scope) -> AbstractContextManager[trace.Span]:
-        headers = Request(scope).headers
-        return self._tracer.start_as_current_span(
-            f"{scope['method']} {scope['path']}",
-            context=propagate.extract(dict(headers)),
-            kind=SpanKind.SERVER,
-            attributes={"http.request.method": scope["method"], "url.path": scope["path"]},
-            record_exception=False,
-            set_status_on_exception=False,
-        )
 
 
 class Documents:
@@ -172,11 +136,11 @@ class Documents:
     ) -> Response:
         guest: Guest = request.scope[GUEST]
         if not guest.principal.permits(_SCHEMA_SCOPE):
-            return _response(forbidden(_SCHEMA_SCOPE), request)
+            return refused(forbidden(_SCHEMA_SCOPE), request)
         try:
             schema = await self._catalogue.schema(Owner(guest.route.deployment_id, guest.key))
         except (BulkheadError, StatementError) as error:
-            return _response(_refusal(error), request)
+            return refused(_refusal(error), request)
         tools = await self._toolbox.listed(guest)
         names = "-".join(tool.name for tool in tools)
         headers = {"etag": f'"{schema.fingerprint}-{names}"', "cache-control": "private, no-cache"}
@@ -201,37 +165,5 @@ def _refusal(error: BulkheadError | StatementError) -> Refusal:
     return unknown_path()
 
 
-def _response(refusal: Refusal, request: Request) -> Response:
-    answer = answer_to(refusal, request.headers.get("accept"))
-    return Response(answer.body, status_code=answer.status, headers=dict(answer.headers))
-
-
 async def _not_found(request: Request, _error: Exception) -> Response:
-    return _response(unknown_path(), request)
-
-
-def _describe(span: trace.Span, scope: Scope, status: int) -> None:
-    if not span.is_recording():
-        return
-    span.set_attribute("http.response.status_code", status)
-    guest: Guest | None = scope.get(GUEST)
-    if guest is not None:
-        span.set_attribute("bulkhead.deployment_id", guest.route.deployment_id)
-        span.set_attribute("bulkhead.tenant_id", guest.route.tenant_id)
-        span.set_attribute("bulkhead.key_id", guest.principal.key_id)
-    if status >= 500:  # noqa: PLR2004 our faults begin here
-        span.set_status(Status(StatusCode.ERROR))
-
-
-def _write(scope: Scope, status: int, seconds: float) -> None:
-    guest: Guest | None = scope.get(GUEST)
-    structlog.get_logger().info(
-        "request",
-        method=scope["method"],
-        path=scope["path"],
-        status=status,
-        milliseconds=round(seconds * 1_000, 2),
-        deployment_id=guest.route.deployment_id if guest else None,
-        tenant_id=guest.route.tenant_id if guest else None,
-        key_id=guest.principal.key_id if guest else None,
-    )
+    return refused(unknown_path(), request)
