@@ -4,6 +4,7 @@ import asyncio
 import json
 import random
 import re
+import shutil
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -215,3 +216,19 @@ def _prepared(directory: Path) -> int | None:
         return int((directory / _PREPARED_NAME).read_text())
     except (OSError, ValueError):
         return None
+
+
+async def remove_home(home: Path) -> None:
+    """Ends every server of `home` and removes the folder; for a state that is thrown away.
+
+    Raises:
+        ServerError: a server would not end.
+    """
+    for directory in await asyncio.to_thread(_server_directories, home):
+        await asyncio.to_thread(guard.end, directory)
+        await postgres_process.destroy(directory)
+    await asyncio.to_thread(shutil.rmtree, home, ignore_errors=True)
+
+
+def _server_directories(home: Path) -> list[Path]:
+    return [path.parent for path in home.glob("*/PG_VERSION")]

@@ -2,16 +2,26 @@
 
 import os
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from services.provisioner.drivers.postgres_install import ServerUser, server_user
+from services.provisioner.drivers.postgres_install import server_user
 
 LOCALE = "C.UTF-8"
 # Started by a shell that ends at once, so that the program is nobody's child: it needs no one to
 # outlive it or to reap it.
 _DETACH = 'output=$1; shift; "$@" </dev/null >>"$output" 2>&1 & echo $!'
+
+# Becomes the servers' user, then the program. Popen's own `user` would have this process fork in
+# earnest, and gRPC's threads do not survive that: the child crashes in gRPC's fork handlers.
+_BECOME = """\
+import os, sys
+os.setgroups([])
+os.setgid(int(sys.argv[2]))
+os.setuid(int(sys.argv[1]))
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 
 class ServerError(Exception):
@@ -24,9 +34,15 @@ def run(command: Sequence[str], text: str = "", *, as_server: bool = True) -> No
     Raises:
         ServerError: it failed. What it said is not repeated, for it could hold a secret.
     """
-    user = server_user() if as_server else None
     done = subprocess.run(
-        command, input=text, text=True, capture_output=True, check=False, cwd="/", **_plain(user)
+        _as_server(command) if as_server else command,
+        input=text,
+        text=True,
+        capture_output=True,
+        check=False,
+        cwd="/",
+        env=_environment(),
+        umask=0o077,
     )
     if done.returncode != 0:
         raise ServerError(f"{Path(command[0]).name} ended with {done.returncode}")
@@ -50,18 +66,17 @@ def detach(
     Raises:
         ServerError: it could not be started.
     """
-    options = _plain(server_user())
-    options["env"] = {**options["env"], **(variables or {})}
     try:
         done = subprocess.run(
-            ("/bin/sh", "-c", _DETACH, "sh", output, *command),
+            _as_server(("/bin/sh", "-c", _DETACH, "sh", output, *command)),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             check=True,
             text=True,
             cwd=folder,
+            env={**_environment(), **(variables or {})},
+            umask=0o077,
             start_new_session=True,
-            **options,
         )
         return int(done.stdout)
     except (OSError, ValueError, subprocess.CalledProcessError) as error:
@@ -75,12 +90,14 @@ def give(path: Path) -> None:
         os.chown(path, user.uid, user.gid)
 
 
-def _plain(user: ServerUser | None) -> dict[str, Any]:
-    """Nothing of ours is passed on: no variables, no groups, no files for others to read."""
-    return {
-        "env": {"PATH": os.defpath, "LC_ALL": LOCALE, "TZ": "UTC"},
-        "umask": 0o077,
-        "user": None if user is None else user.uid,
-        "group": None if user is None else user.gid,
-        "extra_groups": None if user is None else [],
-    }
+def _as_server(command: Sequence[str]) -> Sequence[str]:
+    user = server_user()
+    if user is None:
+        return command
+    become = (sys.executable, "-I", "-S", "-c", _BECOME, str(user.uid), str(user.gid))
+    return (*become, *command)
+
+
+def _environment() -> dict[str, str]:
+    """Nothing of ours is passed on."""
+    return {"PATH": os.defpath, "LC_ALL": LOCALE, "TZ": "UTC"}
