@@ -57,5 +57,5 @@ async def start_mesh(
 @pytest.fixture(scope="session")
 async def mesh(start_mesh: StartMesh) -> AsyncIterator[Mesh]:
     """Every service, in this process, over real mTLS; shared by the tests that only call it."""
-    async with start_mesh({}, ("auth", "ratelimit")) as running:
+    async with start_mesh({}) as running:
         yield running

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 
 import grpc
-from bulkhead.auth.v1 import auth_service_pb2 as auth_pb2
-from bulkhead.auth.v1.auth_service_pb2_grpc import AuthServiceStub
 from bulkhead.provisioner.v1 import provisioner_service_pb2 as provisioner_pb2
 from bulkhead.provisioner.v1.provisioner_service_pb2_grpc import ProvisionerServiceStub
 from bulkhead.ratelimit.v1 import ratelimit_service_pb2 as ratelimit_pb2
@@ -14,7 +12,6 @@ from services.app_proxy.database.roles import Address, Role
 from services.app_proxy.door import Allowance, Decision
 from services.shared.coalesce import Coalescer
 from services.shared.errors import UnavailableError
-from services.shared.ids import DeploymentId
 from services.shared.status import translated
 
 _DECISIONS = {
@@ -23,6 +20,8 @@ _DECISIONS = {
     ratelimit_pb2.DECISION_QUOTA_EXCEEDED: Decision.QUOTA_EXCEEDED,
     ratelimit_pb2.DECISION_KEY_INVALID: Decision.KEY_INVALID,
 }
+# The door answers 503 rather than wait longer: Envoy itself waits two seconds.
+_ACQUIRE_SECONDS = 1.0
 _ROLES = {
     Role.READER: provisioner_pb2.DATABASE_ROLE_READER,
     Role.WRITER: provisioner_pb2.DATABASE_ROLE_WRITER,
@@ -47,26 +46,10 @@ class RatelimitLimits:
     async def _acquire_all(self, digests: Sequence[bytes]) -> list[Allowance]:
         items = [ratelimit_pb2.AcquireItem(key_digest=item, cost=1) for item in digests]
         with translated():
-            answer = await self._stub.Acquire(ratelimit_pb2.AcquireRequest(items=items))
+            answer = await self._stub.Acquire(
+                ratelimit_pb2.AcquireRequest(items=items), timeout=_ACQUIRE_SECONDS
+            )
         return [_allowance(result) for result in answer.results]
-
-
-class AuthDeployments:
-    """auth, as the one that knows whose deployments are whose."""
-
-    def __init__(self, channel: grpc.aio.Channel) -> None:
-        self._stub = AuthServiceStub(channel)
-
-    async def verify(self, deployment_id: DeploymentId) -> None:
-        """Returns when the deployment is the tenant's of the call being served.
-
-        Raises:
-            NotFoundError: it is not, or there is no such deployment (P-41).
-            UnavailableError: auth is away.
-        """
-        request = auth_pb2.VerifyDeploymentRequest(deployment_id=deployment_id)
-        with translated():
-            await self._stub.VerifyDeployment(request)
 
 
 class ProvisionedDatabases:

@@ -19,7 +19,7 @@ from services.app_proxy.database.pools import open_pools
 from services.app_proxy.database_tools import DatabaseTools
 from services.app_proxy.ext_authz import DoorServicer
 from services.app_proxy.mcp_endpoint import session_manager
-from services.app_proxy.peers import AuthDeployments, ProvisionedDatabases, RatelimitLimits
+from services.app_proxy.peers import ProvisionedDatabases, RatelimitLimits
 from services.app_proxy.route_cache import ValkeyRouteCache
 from services.app_proxy.rpc import RoutingServicer
 from services.app_proxy.service import Door, Routing
@@ -52,7 +52,7 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
         keys = await stack.enter_async_context(open_key_resolver(auth))
         database = await stack.enter_async_context(open_database(settings, NAME, _MIGRATIONS))
         cache = _cache(await stack.enter_async_context(open_valkey(settings)), settings)
-        routing = Routing(RouteStore(database), cache, AuthDeployments(auth), settings.domain)
+        routing = Routing(RouteStore(database), cache, settings.domain)
         door = Door(routing.find, keys, RatelimitLimits(limits), settings.key_prefix)
         pools = await stack.enter_async_context(
             open_pools(ProvisionedDatabases(provisioner), settings.pool_limits())

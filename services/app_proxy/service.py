@@ -73,14 +73,6 @@ class RouteCache(Protocol):
         ...
 
 
-class Deployments(Protocol):
-    """auth, as the one that knows whose deployments are whose."""
-
-    async def verify(self, deployment_id: DeploymentId) -> None:
-        """Returns when the deployment is the caller's tenant's; raises NotFoundError if not."""
-        ...
-
-
 class Keys(Protocol):
     """auth, as the one that knows whose keys are whose."""
 
@@ -100,12 +92,9 @@ class Limits(Protocol):
 class Routing:
     """The routes: written to Postgres first, then published to Valkey."""
 
-    def __init__(
-        self, rows: RouteRows, cache: RouteCache, deployments: Deployments, domain: str
-    ) -> None:
+    def __init__(self, rows: RouteRows, cache: RouteCache, domain: str) -> None:
         self._rows = rows
         self._cache = cache
-        self._deployments = deployments
         self._domain = domain
 
     async def put(self, route: Route) -> None:
@@ -113,12 +102,11 @@ class Routing:
 
         Raises:
             InvalidFieldError: the host is not one below the platform's domain.
-            NotFoundError: the deployment is not the tenant's (P-41).
+            NotFoundError: the deployment's route is another tenant's (P-41).
             AlreadyExistsError: the host is another deployment's; not said whose (P-41).
             UnavailableError: a store is away; repeating it is safe and needed.
         """
         routable_host("route.host", route.host, self._domain)
-        await self._deployments.verify(route.deployment_id)
         await self._rows.put(route, self._cache.forget)
         await self._rows.publish(route.host, self._cache.write)
 
