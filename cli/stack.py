@@ -204,9 +204,10 @@ def _show(addresses: Addresses, layout: Layout, *, as_json: bool, first: bool) -
         return
     print(f"api    {addresses.api}")
     print(f"edge   {addresses.edge}  (deployments are hosts below it)")
+    print(f"key    {addresses.operator_key_file}  (the operator's)")
     print(f"state  {addresses.state}")
     if first:
-        print(f"\nThe operator's key is in {addresses.operator_key_file}. Begin with:\n")
+        print("\nBegin with:\n")
         print(f"  export BULKHEAD_API={addresses.api}")
         print(f"  bulkhead tenant create acme --key-file {addresses.operator_key_file}")
 

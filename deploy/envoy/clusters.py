@@ -13,9 +13,9 @@ _MOST_CONNECTIONS = 4_096
 _MOST_REQUESTS = 16_384
 _MOST_RETRIES = 256
 _BUFFER_BYTES = 1 << 20
-# Shorter than a server's own patience with an idle connection (5 s), so that no request meets a
+# Shorter than app_proxy's own patience with an idle connection (30 s), so that no request meets a
 # connection which the other side is just closing.
-_IDLE_HTTP1 = "4s"
+_IDLE_HTTP1 = "20s"
 
 
 def clusters(settings: EdgeSettings) -> list[dict[str, Any]]:

@@ -3,14 +3,13 @@
 import asyncio
 import contextlib
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 from deploy.local import postgres
 from deploy.local.processes import Alive, Program, identified, note
 from services.provisioner.drivers import postgres_process
 from services.provisioner.drivers.postgres_process import ServerError
-from services.shared.clock import utc_now
 
 _WATCH_SECONDS = 0.25
 _PAUSE_SECONDS = 1.0
@@ -63,7 +62,8 @@ class ResidentPostgres:
             return _PAUSE_SECONDS
         server = postgres_process.running(self._directory)
         self.alive = identified(server.pid) if server else None
-        self.since = utc_now()
+        # One that was adopted is older than we are.
+        self.since = datetime.fromtimestamp(self.alive.created, UTC) if self.alive else None
         self.starts += 1
         self._changed()
         return _WATCH_SECONDS

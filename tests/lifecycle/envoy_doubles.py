@@ -6,6 +6,7 @@ import ssl
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import grpc
 import httpx
@@ -25,6 +26,7 @@ class Recorded:
 
     calls: list[str] = field(default_factory=list)
     checks: list[Mapping[str, str]] = field(default_factory=list)
+    check_metadata: list[Mapping[str, str]] = field(default_factory=list)
     requests: list[Mapping[str, str]] = field(default_factory=list)
     metadata: list[Mapping[str, str]] = field(default_factory=list)
     next_event: asyncio.Event = field(default_factory=asyncio.Event)
@@ -61,17 +63,18 @@ class RecordingService(grpc.GenericRpcHandler):
         return grpc.unary_unary_rpc_method_handler(answer)
 
 
-class DoorKeeper(authorization_pb2_grpc.AuthorizationServicer):  # type: ignore[misc]
+class DoorKeeper(authorization_pb2_grpc.AuthorizationServicer):
     """Lets one key in, and tells the upstream so."""
 
     def __init__(self, recorded: Recorded) -> None:
         self._recorded = recorded
 
     async def Check(  # noqa: N802 the contract's name
-        self, request: authorization_pb2.CheckRequest, _context: object
+        self, request: authorization_pb2.CheckRequest, context: "grpc.aio.ServicerContext[Any, Any]"
     ) -> authorization_pb2.CheckResponse:
         headers = dict(request.attributes.request.http.headers)
         self._recorded.checks.append(headers)
+        self._recorded.check_metadata.append(_text(context.invocation_metadata()))
         if headers.get("authorization") != "Bearer good":
             return _denied()
         header = authorization_pb2.HeaderValue(key="x-bulkhead-deployment", value="dep_true")

@@ -19,6 +19,7 @@ from deploy.envoy.settings import Address
 from deploy.local.envoy import envoy_binary, front_door
 from deploy.local.pki import Paths, certificates
 from deploy.local.ports import LOOPBACK, free_ports
+from deploy.local.traces import otlp_receiver
 from tests.lifecycle.envoy_doubles import (
     SERVICES,
     Door,
@@ -357,3 +358,33 @@ async def test_the_administration_is_read_only(lonely_door: Door) -> None:
         assert (await client.get("/ready")).status_code == 200
         assert (await client.post("/quitquitquit")).status_code == 403
         assert (await client.get("/config_dump")).status_code == 403
+
+
+async def test_a_trace_is_carried_through_the_door(
+    mesh_pki: Mapping[str, Paths], tmp_path: Path
+) -> None:
+    recorded = Recorded()
+    trace, parent = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+    async with contextlib.AsyncExitStack() as stack:
+        receiver = await stack.enter_async_context(otlp_receiver())
+        host, _, port = receiver.endpoint.rpartition(":")
+        settings = replace(settings_of(mesh_pki, tmp_path), otlp=Address(host, int(port)))
+        paths = mesh_pki["app_proxy"]
+        keeper = DoorKeeper(recorded)
+        handler = RecordingService("app_proxy", recorded)
+        grpc_port = settings.services["app_proxy"].port
+        await stack.enter_async_context(grpc_server(paths, grpc_port, handler, keeper))
+        http_port = settings.app_proxy_http.port
+        await stack.enter_async_context(http_server(paths, http_port, recorded))
+        await stack.enter_async_context(front_door(tmp_path, settings))
+        client = await stack.enter_async_context(door_of(settings, recorded).client())
+        sent = {"traceparent": f"00-{trace}-{parent}-01"}
+        assert (await client.get("/mcp", headers=GOOD | sent)).status_code == 200
+        spans = await receiver.traces.wait_for(trace, lambda found: len(found) >= 2)
+    first = next(span for span in spans if span.parent_id == parent)
+    assert {span.service for span in spans} == {"edge"}
+    assert recorded.requests[0]["traceparent"].split("-")[1] == trace
+    check = next(span for span in spans if span is not first)
+    assert check.parent_id == first.span_id
+    # The check is part of the trace too: it is called below a span of its own.
+    assert recorded.check_metadata[0]["traceparent"].split("-")[1:3] == [trace, check.span_id]
