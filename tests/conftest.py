@@ -59,3 +59,10 @@ async def mesh(start_mesh: StartMesh) -> AsyncIterator[Mesh]:
     """Every service, in this process, over real mTLS; shared by the tests that only call it."""
     async with start_mesh({}) as running:
         yield running
+
+
+@pytest.fixture
+async def mesh_of_two(start_mesh: StartMesh) -> AsyncIterator[Mesh]:
+    """A mesh whose tenants may have two deployments each."""
+    async with start_mesh({"provisioner": {"deployments_per_tenant": 2}}) as running:
+        yield running
