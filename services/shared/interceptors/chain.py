@@ -75,9 +75,7 @@ class Chain(grpc.aio.ServerInterceptor):
                     for interceptor in self._interceptors:
                         await stack.enter_async_context(interceptor(call))
                     await stack.enter_async_context(self._ends_with_drain())
-                    responses = await stack.enter_async_context(
-                        aclosing(handler(request, context))
-                    )
+                    responses = await stack.enter_async_context(aclosing(handler(request, context)))
                     async for response in responses:
                         await context.write(response)
 
