@@ -4,7 +4,6 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-import redis.asyncio
 from bulkhead.app_proxy.v1 import routing_service_pb2
 from bulkhead.app_proxy.v1.routing_service_pb2_grpc import add_RoutingServiceServicer_to_server
 from bulkhead.common.v1 import access_pb2
@@ -31,7 +30,7 @@ from services.app_proxy.web_server import PEER, serving_web
 from services.shared.access import RemoteAuditor, RemoteAuthenticator, open_key_resolver
 from services.shared.channel import open_channel
 from services.shared.postgres import open_database
-from services.shared.redis import open_valkey
+from services.shared.redis import Valkey, open_valkey
 from services.shared.server import Registration, Service
 
 NAME = "app_proxy"
@@ -72,7 +71,7 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
         )
 
 
-def _cache(valkey: redis.asyncio.Redis, settings: Settings) -> ValkeyRouteCache:
+def _cache(valkey: Valkey, settings: Settings) -> ValkeyRouteCache:
     return ValkeyRouteCache(
         valkey,
         seconds=settings.route_seconds,

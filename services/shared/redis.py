@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from typing import TypeAlias
 
 import redis.asyncio
 from redis.asyncio.retry import Retry
@@ -12,6 +13,9 @@ from redis.exceptions import TimeoutError as ValkeyTimeoutError
 
 from services.shared.errors import UnavailableError
 from services.shared.settings import ValkeySettings, secret_text
+
+# The client, so that who passes it on need not know the driver.
+Valkey: TypeAlias = redis.asyncio.Redis
 
 # A hung server must fail a call well within its deadline.
 _SOCKET_TIMEOUT_SECONDS = 1.0
@@ -27,7 +31,7 @@ _AWAY = (
 
 
 @asynccontextmanager
-async def open_valkey(settings: ValkeySettings) -> AsyncIterator["redis.asyncio.Redis"]:
+async def open_valkey(settings: ValkeySettings) -> AsyncIterator[Valkey]:
     """Yields a client; it connects when it is first used, and closes at the end."""
     pool = redis.asyncio.BlockingConnectionPool(
         host=settings.valkey_host,
