@@ -5,16 +5,29 @@ import contextlib
 import fcntl
 import os
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 
 _POLL_SECONDS = 0.005
 
 
-@contextlib.asynccontextmanager
-async def locked(directory: Path) -> AsyncIterator[Path]:
-    """Holds the lock of `directory` and yields its file, which lies beside the directory.
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A lock that is held.
 
-    The kernel lets go of it when the holding process ends, however it ends.
+    A program that is given the descriptor holds it too: when we are killed while it works on the
+    directory, nobody else begins before it has ended.
+    """
+
+    file: Path
+    descriptor: int
+
+
+@contextlib.asynccontextmanager
+async def locked(directory: Path) -> AsyncIterator[Held]:
+    """Holds the lock of `directory`; its file lies beside the directory.
+
+    The kernel lets go of it when the last process that holds it ends, however it ends.
     """
     path = directory.with_name(f".{directory.name}.lock")
     while True:
@@ -22,7 +35,7 @@ async def locked(directory: Path) -> AsyncIterator[Path]:
         try:
             await _flock(descriptor)
             if _is_file(descriptor, path):
-                yield path
+                yield Held(path, descriptor)
                 return
         finally:
             os.close(descriptor)

@@ -5,29 +5,36 @@ guard belongs to the server, not to the provisioner: it starts after it, outlive
 comes back after a crash of the server, and ends with it.
 """
 
+import asyncio
 import contextlib
+from functools import partial
 from pathlib import Path
+from time import monotonic
 
 import psutil
 
+from services.provisioner.drivers.folder_lock import locked
 from services.provisioner.drivers.local_database import GUARD, MAINTENANCE
 from services.provisioner.drivers.postgres_install import binaries
 from services.provisioner.drivers.postgres_process import HOST, RunningServer
-from services.provisioner.drivers.server_command import detach
+from services.provisioner.drivers.server_command import ServerError, detach
 
 # How often the guard looks, and for how long past the cap a statement's own timeout may act first.
 PAUSE_MILLISECONDS = 500
 GRACE_MILLISECONDS = 1_000
 
+_START_SECONDS = 5.0
+_POLL_SECONDS = 0.002
 _NAME = "bulkhead-guard"
 _PID_NAME = "bulkhead.guard"
-# psql ends with 1 when the guard is refused (another is there) and with 2 when the connection is
-# lost. A guard that cannot come back within 30 tries is started anew by the provisioner.
+# The newest guard is the one whose process id stands in the file, and it ends the sessions of the
+# others. One that cannot come back within 30 tries is started anew by the provisioner.
 _LOOP = """\
+file="$1/$2"
+echo $$ >"$file"
 tries=0
-while [ $tries -lt 30 ] && kill -0 "$2" 2>/dev/null; do
-    "$3" -X -q -d "$4" -c "$5"
-    [ $? -eq 1 ] && exit 1
+while [ $tries -lt 30 ] && kill -0 "$3" && [ "$(cat "$file")" = $$ ]; do
+    "$4" -X -q -d "$5" -c "$6"
     tries=$((tries + 1))
     sleep 1
 done
@@ -35,8 +42,10 @@ done
 _OPTIONS = "-c statement_timeout=0 -c lock_timeout=200"
 
 
-def start(directory: Path, server: RunningServer, password: str, cap_milliseconds: int) -> None:
-    """Starts the guard of `server`; it works within a moment.
+async def start(
+    directory: Path, server: RunningServer, password: str, cap_milliseconds: int
+) -> None:
+    """Starts the guard of `server`, if it is not there; it works within a moment.
 
     Raises:
         ServerError: it could not be started.
@@ -47,14 +56,25 @@ def start(directory: Path, server: RunningServer, password: str, cap_millisecond
     )
     late = cap_milliseconds + GRACE_MILLISECONDS
     watch = f"CALL bulkhead.watch('{late} ms', '{PAUSE_MILLISECONDS} ms')"
-    psql = str(binaries() / "psql")
-    pid = detach(
-        ("/bin/sh", "-c", _LOOP, _NAME, str(directory), str(server.pid), psql, where, watch),
-        folder=Path("/"),
-        output="/dev/null",
-        variables={"PGPASSWORD": password, "PGPASSFILE": "/dev/null", "PGOPTIONS": _OPTIONS},
-    )
-    (directory / _PID_NAME).write_text(f"{pid}\n")
+    loop = ("/bin/sh", "-c", _LOOP, _NAME, str(directory), _PID_NAME, str(server.pid))
+    psql = (str(binaries() / "psql"), where, watch)
+    variables = {"PGPASSWORD": password, "PGPASSFILE": "/dev/null", "PGOPTIONS": _OPTIONS}
+    async with locked(directory) as lock:
+        if not alive(directory, server):
+            await asyncio.to_thread(
+                partial(detach, output="/dev/null", folder=Path("/"), variables=variables),
+                (*loop, *psql),
+                lock,
+            )
+            await _appears(directory, server)
+
+
+async def _appears(directory: Path, server: RunningServer) -> None:
+    until = monotonic() + _START_SECONDS
+    while not alive(directory, server):
+        if monotonic() > until:
+            raise ServerError("the guard does not start")
+        await asyncio.sleep(_POLL_SECONDS)
 
 
 def alive(directory: Path, server: RunningServer) -> bool:

@@ -110,7 +110,7 @@ class LocalDriver:
             await self._prepare(deployment, directory, server, generation)
             if not guard.alive(directory, server):
                 password = self._password(deployment, local_database.GUARD, generation)
-                await asyncio.to_thread(guard.start, directory, server, password, self._cap)
+                await guard.start(directory, server, password, self._cap)
         except (ServerError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             raise DriverError("the database server is not ready") from error
         return DatabaseAddress(HOST, server.port)

@@ -17,7 +17,7 @@ from time import monotonic
 
 import psutil
 
-from services.provisioner.drivers.folder_lock import locked
+from services.provisioner.drivers.folder_lock import Held, locked
 from services.provisioner.drivers.postgres_install import (
     PostgresMissingError,
     ServerUser,
@@ -120,7 +120,7 @@ async def start(
         PortTakenError: someone else listens on `port`.
         ServerError: it does not start, or not in time; it may still be recovering.
     """
-    async with locked(directory):
+    async with locked(directory) as lock:
         if running(directory) is not None:
             return await _await_ready(directory, None, patience)
         if (directory / _PID_FILE).exists():
@@ -128,7 +128,7 @@ async def start(
             await _end(directory, ())
             (directory / _PID_FILE).unlink(missing_ok=True)
         _start_log(directory)
-        pid = await asyncio.to_thread(_launch, directory, port, settings)
+        pid = await asyncio.to_thread(_launch, directory, port, settings, lock)
         return await _await_ready(directory, pid, patience)
 
 
@@ -151,7 +151,7 @@ async def destroy(directory: Path) -> None:
     async with locked(directory) as lock:
         await _end(directory, (signal.SIGQUIT,))
         await asyncio.to_thread(_remove, directory)
-        lock.unlink(missing_ok=True)
+        lock.file.unlink(missing_ok=True)
 
 
 def _remove(directory: Path) -> None:
@@ -184,12 +184,13 @@ async def _accepts(port: int) -> bool:
     return True
 
 
-def _launch(directory: Path, port: int, settings: Mapping[str, str]) -> int:
+def _launch(directory: Path, port: int, settings: Mapping[str, str], lock: Held) -> int:
     """Starts the postmaster and returns its process id at once."""
     fixed = {"listen_addresses": HOST, "unix_socket_directories": "", "port": str(port)}
     options = [f"--{name}={value}" for name, value in {**settings, **fixed}.items()]
     postgres = str(binaries() / "postgres")
-    return detach((postgres, "-D", str(directory), *options), folder=directory, output=LOG_NAME)
+    command = (postgres, "-D", str(directory), *options)
+    return detach(command, lock, folder=directory, output=LOG_NAME)
 
 
 def _start_log(directory: Path) -> None:
@@ -200,7 +201,7 @@ def _start_log(directory: Path) -> None:
 
 def _failure(directory: Path) -> ServerError:
     with contextlib.suppress(OSError), (directory / LOG_NAME).open("rb") as log:
-        if b"Address already in use" in log.read(_MOST_LOG_BYTES):
+        if b"could not create any TCP/IP sockets" in log.read(_MOST_LOG_BYTES):
             return PortTakenError("the port is taken")
     return ServerError("the server does not start")
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from services.provisioner.drivers.folder_lock import locked
+from services.provisioner.drivers.folder_lock import Held, locked
 from services.provisioner.drivers.postgres_install import binaries
 from services.provisioner.drivers.server_command import LOCALE, give, run
 
@@ -44,8 +44,8 @@ async def ensure_template(home: Path, blueprint: Blueprint) -> Path:
         ServerError: initdb or a script failed.
     """
     template = home / blueprint.name
-    async with locked(template):
-        await asyncio.to_thread(_initialize, template, blueprint)
+    async with locked(template) as lock:
+        await asyncio.to_thread(_initialize, template, blueprint, lock)
     return template
 
 
@@ -55,8 +55,8 @@ async def clone(template: Path, target: Path) -> None:
     Raises:
         ServerError: the copy failed.
     """
-    async with locked(target):
-        await asyncio.to_thread(_copy, template, target)
+    async with locked(target) as lock:
+        await asyncio.to_thread(_copy, template, target, lock)
 
 
 def partial_of(target: Path) -> Path:
@@ -64,28 +64,28 @@ def partial_of(target: Path) -> Path:
     return target.with_name(f".{target.name}.partial")
 
 
-def _copy(template: Path, target: Path) -> None:
+def _copy(template: Path, target: Path, lock: Held) -> None:
     if target.exists():
         return
     partial = partial_of(target)
     shutil.rmtree(partial, ignore_errors=True)
-    run(("cp", "-a", "--reflink=auto", "--", str(template), str(partial)), as_server=False)
+    run(("cp", "-a", "--reflink=auto", "--", str(template), str(partial)), lock, as_server=False)
     partial.rename(target)
 
 
-def _initialize(template: Path, blueprint: Blueprint) -> None:
+def _initialize(template: Path, blueprint: Blueprint, lock: Held) -> None:
     if template.exists():
         return
     partial = partial_of(template)
     shutil.rmtree(partial, ignore_errors=True)
-    _run_initdb(partial, blueprint)
+    _run_initdb(partial, blueprint, lock)
     (partial / "pg_hba.conf").write_text(blueprint.access)
     for database, script in blueprint.scripts:
-        _run_single_user(partial, database, script)
+        _run_single_user(partial, database, script, lock)
     partial.rename(template)
 
 
-def _run_initdb(directory: Path, blueprint: Blueprint) -> None:
+def _run_initdb(directory: Path, blueprint: Blueprint, lock: Held) -> None:
     directory.mkdir(mode=0o700)
     give(directory)
     with tempfile.NamedTemporaryFile(mode="w", prefix="bulkhead-") as secret:
@@ -105,10 +105,11 @@ def _run_initdb(directory: Path, blueprint: Blueprint) -> None:
                 "--no-sync",
                 "--no-instructions",
             ),
+            lock,
         )
 
 
-def _run_single_user(directory: Path, database: str, script: str) -> None:
+def _run_single_user(directory: Path, database: str, script: str, lock: Held) -> None:
     """Runs `script` without a server: a statement ends with a semicolon before an empty line."""
     run(
         (
@@ -117,5 +118,6 @@ def _run_single_user(directory: Path, database: str, script: str) -> None:
             *("-c", "exit_on_error=on", "-c", "fsync=off", "-c", "log_statement=none"),
             database,
         ),
+        lock,
         script.rstrip() + "\n\n",
     )

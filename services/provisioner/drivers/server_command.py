@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from services.provisioner.drivers.folder_lock import Held
 from services.provisioner.drivers.postgres_install import server_user
 
 LOCALE = "C.UTF-8"
@@ -28,8 +29,8 @@ class ServerError(Exception):
     """A server could not be made, started or stopped."""
 
 
-def run(command: Sequence[str], text: str = "", *, as_server: bool = True) -> None:
-    """Runs `command` to its end, with `text` as its input.
+def run(command: Sequence[str], lock: Held, text: str = "", *, as_server: bool = True) -> None:
+    """Runs `command` to its end, with `text` as its input; it holds `lock` as long as it runs.
 
     Raises:
         ServerError: it failed. What it said is not repeated, for it could hold a secret.
@@ -43,6 +44,7 @@ def run(command: Sequence[str], text: str = "", *, as_server: bool = True) -> No
         cwd="/",
         env=_environment(),
         umask=0o077,
+        pass_fds=(lock.descriptor,),
     )
     if done.returncode != 0:
         raise ServerError(f"{Path(command[0]).name} ended with {done.returncode}")
@@ -50,6 +52,7 @@ def run(command: Sequence[str], text: str = "", *, as_server: bool = True) -> No
 
 def detach(
     command: Sequence[str],
+    lock: Held,
     *,
     folder: Path,
     output: str,
@@ -59,6 +62,7 @@ def detach(
 
     Args:
         command: an absolute path and its arguments; everybody can see them.
+        lock: held until the program itself has begun.
         folder: where it works.
         output: the file, seen from there, that what it says is appended to.
         variables: its environment, beside the plain one; only its own user can see that.
@@ -69,7 +73,8 @@ def detach(
     try:
         done = subprocess.run(
             _as_server(("/bin/sh", "-c", _DETACH, "sh", output, *command)),
-            stdin=subprocess.DEVNULL,
+            # The shell and what comes before it inherit the lock, the program does not.
+            stdin=lock.descriptor,
             stdout=subprocess.PIPE,
             check=True,
             text=True,

@@ -65,9 +65,10 @@ GRANT EXECUTE ON FUNCTION bulkhead.end_overlong(interval), bulkhead.undo_tamperi
 
 CREATE PROCEDURE bulkhead.watch(cap interval, pause interval) LANGUAGE plpgsql AS $$
 BEGIN
-    IF NOT pg_try_advisory_lock(1) THEN
-        RAISE EXCEPTION 'the guard is there already';
-    END IF;
+    -- The newest guard is the one that stays.
+    PERFORM pg_terminate_backend(pid) FROM pg_stat_activity
+        WHERE usename = current_user AND pid <> pg_backend_pid();
+    COMMIT;
     LOOP
         PERFORM bulkhead.end_overlong(cap);
         COMMIT;

@@ -1,0 +1,298 @@
+"""The local database driver by itself: real servers, real kills."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import asyncpg
+import psutil
+import pytest
+
+from services.provisioner.domain import DatabaseAddress, DatabaseRole
+from services.provisioner.drivers import guard, postgres_process
+from services.provisioner.drivers.claim import claim
+from services.provisioner.drivers.local import LocalDriver, PortRange, remove_home
+from services.provisioner.drivers.postgres_process import HOST, ServerError
+from services.provisioner.master_secret import MasterSecret
+from services.shared.ids import DeploymentId, new_deployment_id
+
+SECRET = MasterSecret(b"a secret that guards nothing at all")
+PORTS = PortRange(20_000, 31_999)
+CAP_MILLISECONDS = 2_000
+ROOT = Path(__file__).parents[2]
+
+
+def local_driver(home: Path) -> LocalDriver:
+    return LocalDriver(home, SECRET, PORTS, CAP_MILLISECONDS)
+
+
+@pytest.fixture(scope="module")
+async def home(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Path]:
+    folder = postgres_process.reachable_home(tmp_path_factory.mktemp("local"))
+    try:
+        yield folder
+    finally:
+        await remove_home(folder)
+
+
+@pytest.fixture
+def driver(home: Path) -> LocalDriver:
+    return local_driver(home)
+
+
+@pytest.fixture
+def deployment() -> DeploymentId:
+    return new_deployment_id()
+
+
+async def connect(
+    driver: LocalDriver,
+    deployment: DeploymentId,
+    address: DatabaseAddress,
+    role: DatabaseRole = DatabaseRole.WRITER,
+) -> "asyncpg.Connection[asyncpg.Record]":
+    return await asyncpg.connect(
+        host=address.host,
+        port=address.port,
+        user=role.value,
+        password=driver.password(deployment, role, 1),
+        database="app",
+        ssl=False,
+    )
+
+
+def server_pid(home: Path, deployment: DeploymentId) -> int:
+    server = postgres_process.running(home / deployment)
+    assert server is not None
+    return server.pid
+
+
+def processes_in(directory: Path) -> list[psutil.Process]:
+    """Every live process that works in the directory or names it."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            mine = process.cwd() == str(directory) or str(directory) in process.cmdline()
+            if mine and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(15):
+        while not condition():
+            await asyncio.sleep(0.02)
+
+
+@pytest.mark.promise("P-01")
+@pytest.mark.promise("P-02")
+async def test_two_deployments_share_no_process_no_directory_no_port_and_no_password(
+    driver: LocalDriver, home: Path
+) -> None:
+    one, two = new_deployment_id(), new_deployment_id()
+    addresses = await asyncio.gather(driver.ensure(one, 1, None), driver.ensure(two, 1, None))
+    assert addresses[0].port != addresses[1].port
+    assert server_pid(home, one) != server_pid(home, two)
+    for role in DatabaseRole:
+        assert driver.password(one, role, 1) != driver.password(two, role, 1)
+    for deployment in (one, two):
+        status = (home / deployment).stat()
+        assert stat.S_IMODE(status.st_mode) == 0o700
+        connection = await connect(driver, deployment, addresses[deployment == two])
+        await connection.execute("CREATE TABLE marks AS SELECT $1::text AS mark", deployment)
+        await connection.close()
+    for role in DatabaseRole:
+        with pytest.raises(asyncpg.InvalidPasswordError):
+            await connect(driver, one, addresses[1], role)
+    connection = await connect(driver, two, addresses[1], DatabaseRole.READER)
+    assert await connection.fetchval("SELECT mark FROM marks") == two
+    await connection.close()
+
+
+async def test_ensuring_again_adopts_the_running_server(
+    driver: LocalDriver, home: Path, deployment: DeploymentId
+) -> None:
+    address = await driver.ensure(deployment, 1, None)
+    pid = server_pid(home, deployment)
+    # Another driver on the same home is what a provisioner is after its own restart.
+    again = await local_driver(home).ensure(deployment, 1, address.port)
+    assert (again, server_pid(home, deployment)) == (address, pid)
+
+
+async def test_many_who_ensure_at_once_make_one_server(
+    home: Path, deployment: DeploymentId
+) -> None:
+    drivers = [local_driver(home) for _ in range(6)]
+    addresses = await asyncio.gather(*(one.ensure(deployment, 1, None) for one in drivers))
+    assert len(set(addresses)) == 1
+    masters = [
+        process
+        for process in processes_in(home / deployment)
+        if process.name() == "postgres" and "-D" in process.cmdline()
+    ]
+    assert len(masters) == 1
+
+
+async def test_a_killed_server_comes_back_with_its_data_on_its_port(
+    driver: LocalDriver, home: Path, deployment: DeploymentId
+) -> None:
+    address = await driver.ensure(deployment, 1, None)
+    connection = await connect(driver, deployment, address)
+    await connection.execute("CREATE TABLE kept AS SELECT 42 AS answer")
+    await connection.close()
+    pid = server_pid(home, deployment)
+    os.kill(pid, signal.SIGKILL)
+    await eventually(lambda: postgres_process.running(home / deployment) is None)
+    assert await driver.exists(deployment) is None
+    again = await driver.ensure(deployment, 1, address.port)
+    assert again == address
+    assert server_pid(home, deployment) != pid
+    connection = await connect(driver, deployment, again)
+    assert await connection.fetchval("SELECT answer FROM kept") == 42
+    await connection.close()
+
+
+async def test_a_port_that_someone_else_took_is_left_to_them(
+    driver: LocalDriver, home: Path, deployment: DeploymentId
+) -> None:
+    address = await driver.ensure(deployment, 1, None)
+    await postgres_process.stop(home / deployment)
+    with socket.socket() as squatter:
+        squatter.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        squatter.bind((HOST, address.port))
+        squatter.listen()
+        again = await driver.ensure(deployment, 1, address.port)
+    assert again.port != address.port
+    await (await connect(driver, deployment, again)).close()
+
+
+async def test_a_recycled_process_id_is_neither_adopted_nor_killed(
+    driver: LocalDriver, home: Path, deployment: DeploymentId
+) -> None:
+    address = await driver.ensure(deployment, 1, None)
+    pid_file = home / deployment / "postmaster.pid"
+    lines = pid_file.read_text().splitlines()
+    await postgres_process.stop(home / deployment)
+    bystander = await asyncio.create_subprocess_exec("sleep", "60")
+    try:
+        pid_file.write_text("\n".join([str(bystander.pid), *lines[1:]]) + "\n")
+        assert postgres_process.running(home / deployment) is None
+        await driver.ensure(deployment, 1, address.port)
+        await driver.destroy(deployment)
+        assert bystander.returncode is None
+    finally:
+        bystander.kill()
+        await bystander.wait()
+
+
+@pytest.mark.parametrize("moment", range(12))
+async def test_killed_in_the_middle_of_ensure_the_next_one_completes_it(
+    home: Path, moment: int
+) -> None:
+    deployment = new_deployment_id()
+    script = (
+        "import asyncio, sys; from pathlib import Path;"
+        "from tests.lifecycle.test_local_postgres import local_driver;"
+        "print('now', flush=True);"
+        "asyncio.run(local_driver(Path(sys.argv[1])).ensure(sys.argv[2], 1, None))"
+    )
+    killed = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", script, str(home), deployment),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+    )
+    assert killed.stdout is not None
+    await killed.stdout.readline()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(moment * 0.025):
+            await killed.wait()
+    with contextlib.suppress(ProcessLookupError):
+        killed.kill()
+    await killed.wait()
+    driver = local_driver(home)
+    address = await driver.ensure(deployment, 1, None)
+    await (await connect(driver, deployment, address)).close()
+    assert await driver.exists(deployment) == address
+    await driver.destroy(deployment)
+    assert_nothing_is_left(home, deployment)
+    await eventually(lambda: not processes_in(home / deployment))
+
+
+def assert_nothing_is_left(home: Path, deployment: DeploymentId) -> None:
+    assert [path.name for path in home.iterdir() if deployment in path.name] == []
+
+
+async def test_destroying_leaves_no_file_and_no_process(
+    driver: LocalDriver, home: Path, deployment: DeploymentId
+) -> None:
+    address = await driver.ensure(deployment, 1, None)
+    connection = await connect(driver, deployment, address)
+    assert deployment in await driver.found()
+    await driver.destroy(deployment)
+    assert_nothing_is_left(home, deployment)
+    assert deployment not in await driver.found()
+    await eventually(lambda: not processes_in(home / deployment))
+    await driver.destroy(deployment)
+    with contextlib.suppress(asyncpg.PostgresError, OSError, asyncpg.InterfaceError):
+        await connection.close(timeout=1)
+
+
+async def test_what_a_killed_copy_left_is_found_and_removed(
+    driver: LocalDriver, home: Path, deployment: DeploymentId
+) -> None:
+    half = home / f".{deployment}.partial"
+    half.mkdir(mode=0o700)
+    (half / "PG_VERSION").write_text("16\n")
+    assert deployment in await driver.found()
+    await driver.destroy(deployment)
+    assert_nothing_is_left(home, deployment)
+
+
+async def test_a_guard_that_ends_is_missed_and_started_again(
+    driver: LocalDriver, home: Path, deployment: DeploymentId
+) -> None:
+    address = await driver.ensure(deployment, 1, None)
+    guard.end(home / deployment)
+    server = postgres_process.running(home / deployment)
+    assert server is not None
+    await eventually(lambda: not guard.alive(home / deployment, server))
+    assert await driver.exists(deployment) is None
+    await driver.ensure(deployment, 1, address.port)
+    assert await driver.exists(deployment) == address
+
+
+async def test_no_password_stands_in_any_file_or_argument(
+    driver: LocalDriver, home: Path, deployment: DeploymentId
+) -> None:
+    await driver.ensure(deployment, 1, None)
+    secrets = [driver.password(deployment, role, 1).encode() for role in DatabaseRole]
+    for path in (home / deployment).rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            assert not any(secret in content for secret in secrets), path
+    for process in processes_in(home / deployment):
+        arguments = " ".join(process.cmdline()).encode()
+        assert not any(secret in arguments for secret in secrets)
+
+
+async def test_a_server_starts_with_nothing_of_our_environment(
+    driver: LocalDriver, home: Path, deployment: DeploymentId, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BULKHEAD_POSTGRES_PASSWORD_FILE", "/nowhere")
+    await driver.ensure(deployment, 1, None)
+    variables = psutil.Process(server_pid(home, deployment)).environ()
+    assert not [name for name in variables if name.startswith("BULKHEAD")]
+
+
+async def test_a_home_is_claimed_by_one_provisioner(tmp_path: Path) -> None:
+    claim(tmp_path, "one")
+    claim(tmp_path, "one")
+    with pytest.raises(ServerError):
+        claim(tmp_path, "two")
