@@ -1,0 +1,136 @@
+"""`python -m deploy.local.demo`: the main job on real parts, told step by step.
+
+Two tenants, a deployment each, an agent each; what must be refused is refused; one trace shows it
+all. Everything runs in a temporary folder and nothing of it is left. Exits with 0 when all went as
+it must, 1 on any surprise, 130 when interrupted.
+"""
+
+import asyncio
+import signal
+import sys
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from deploy.local.layout import Layout
+from deploy.local.programs import Options
+from deploy.local.stack import Addresses, Stack
+from deploy.local.story import evidence, preparation, refusals, work
+from deploy.local.story.command_line import CommandLine
+from deploy.local.story.scene import Scene
+from deploy.local.story.stage import Stage, Surprise
+from deploy.local.story.temporary import temporary_state
+from deploy.local.supervisor import StartError
+from deploy.local.traces import Receiver, otlp_receiver
+
+_MOST_SECONDS = 180.0
+_SURPRISED, _INTERRUPTED = 1, 130
+
+
+async def play(stage: Stage) -> None:
+    """Plays the whole story.
+
+    Raises:
+        Surprise: something did not happen as it must.
+        StartError: the stack does not start.
+    """
+    async with AsyncExitStack() as exits:
+        receiver = await exits.enter_async_context(otlp_receiver())
+        state = exits.enter_context(temporary_state("bulkhead-demo-"))
+        folders = (state, Layout.of(state).servers)
+        with stage.step("The stack starts in a temporary folder"):
+            scene = await _started(stage, exits, state, receiver)
+        await _story(scene)
+        with stage.step("Everything stops, and nothing is left behind"):
+            before = evidence.processes(state)
+            await exits.aclose()
+            evidence.nothing_left(scene, before, folders)
+
+
+async def _started(stage: Stage, exits: AsyncExitStack, state: Path, receiver: Receiver) -> Scene:
+    stage.command("operator", f"bulkhead up --state {state} --otlp {receiver.endpoint}")
+    stack = Stack(state, Options(otlp=receiver.endpoint))
+    addresses: Addresses = await exits.enter_async_context(stack.running(stage.result))
+    stage.say(f"The front door is {addresses.edge}; deployments are hosts below it.")
+    return Scene(stage, addresses, CommandLine(addresses.api), receiver.traces)
+
+
+async def _story(scene: Scene) -> None:
+    step = scene.stage.step
+    with step("The operator creates two tenants on the free plan"):
+        tenants = await preparation.create_tenants(scene)
+    with step("Each creates a deployment: MCP and a Postgres server of its own"):
+        deployments = await preparation.create_deployments(scene, tenants)
+    with step("Each issues a key that opens this one deployment"):
+        acme, globex = await preparation.issue_keys(scene, deployments)
+    with step("acme's agent works over MCP, with the official client"):
+        trace_id = await work.work_at_first(scene, acme)
+    with step("globex's agent runs the same SQL, and sees other data"):
+        await work.work_at_second(scene, globex)
+    with step("What is not allowed is refused"):
+        await refusals.at_the_door(scene, acme, globex)
+        await refusals.at_the_api(scene, acme, globex)
+        reader = await refusals.without_scope(scene, acme)
+    with step("A revoked key opens nothing"):
+        await refusals.revoked(scene, reader)
+    with step("Over the burst of the free plan"):
+        await refusals.over_the_burst(scene, acme)
+    with step("Two connection strings, two servers"):
+        await evidence.two_servers(scene, (acme, globex))
+    with step("One trace, from Envoy down to the SQL statement"):
+        await evidence.one_trace(scene, trace_id)
+
+
+async def _played(stage: Stage) -> int:
+    """Returns the exit code; SIGINT and SIGTERM end the story early, and tidily."""
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101 a coroutine runs in a task
+    interrupted = asyncio.Event()
+
+    def interrupt() -> None:
+        if not interrupted.is_set():
+            interrupted.set()
+            stage.fail("interrupted; stopping everything")
+            task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, interrupt)
+    try:
+        async with asyncio.timeout(_MOST_SECONDS):
+            await play(stage)
+    except asyncio.CancelledError:
+        return _INTERRUPTED
+    except Exception as error:  # noqa: BLE001 whatever it is, it is told in one line
+        stage.fail(_why(error))
+        return _SURPRISED
+    stage.close()
+    return 0
+
+
+def _why(error: BaseException) -> str:
+    """Returns what went wrong in a line; task groups wrap it, however often."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    match error:
+        case Surprise():
+            return f"surprise: {error}"
+        case StartError():
+            return str(error)
+        case TimeoutError():
+            return f"surprise: the story took longer than {_MOST_SECONDS:.0f} s"
+        case _:
+            return f"surprise: {type(error).__name__}: {error}"
+
+
+def main() -> int:
+    """Returns the exit code."""
+    stage = Stage()
+    stage.open(
+        "Bulkhead: one key, one Postgres server",
+        "Two tenants, a deployment and an agent each. Every command and every answer is real.",
+        "Who stands before the $ has its key in BULKHEAD_KEY; agents call tools over MCP.",
+    )
+    return asyncio.run(_played(stage))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
