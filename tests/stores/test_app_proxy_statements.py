@@ -317,10 +317,14 @@ async def test_all_connections_in_use_is_said_and_passes(server: OneServer) -> N
     limits = PoolLimits(size=1, most=4, idle_seconds=30.0, wait_seconds=0.2)
     async with a_setting(server, limits=limits) as setting:
         slow = asyncio.create_task(setting.query("SELECT pg_sleep(1)"))
+        onlooker = Owner(new_deployment_id(), "k")
+        seen: list[Any] = []
         async with asyncio.timeout(_PATIENCE_SECONDS):
-            while not setting.server.asked:
-                await asyncio.sleep(0.01)
-        await asyncio.sleep(0.1)
+            while not seen:
+                result = await setting.executor.query(
+                    onlooker, "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep'", []
+                )
+                seen.extend(result.rows)
         with pytest.raises(UnavailableError):
             await setting.query("SELECT 1")
         await slow
