@@ -20,7 +20,7 @@ from services.provisioner.drivers.postgres_process import HOST, RunningServer
 from services.provisioner.drivers.server_command import ServerError, detach
 
 # How often the guard looks, and for how long past the cap a statement's own timeout may act first.
-PAUSE_MILLISECONDS = 500
+PAUSE_MILLISECONDS = 1_000
 GRACE_MILLISECONDS = 1_000
 
 _START_SECONDS = 5.0

@@ -31,7 +31,7 @@ SET search_path = pg_catalog AS $$
         AND query_start < clock_timestamp() - cap
 $$;
 
-CREATE FUNCTION bulkhead.undo_tampering() RETURNS void LANGUAGE plpgsql SECURITY DEFINER
+CREATE FUNCTION bulkhead.undo_passwords() RETURNS void LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog AS $$
 DECLARE
     one record;
@@ -40,9 +40,21 @@ BEGIN
         SELECT role, verifier FROM bulkhead.verifiers
         JOIN pg_authid ON rolname = role WHERE rolpassword IS DISTINCT FROM verifier
     LOOP
+        -- Who changed it is out, with every lock that could be held against undoing it.
         PERFORM pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = one.role;
         EXECUTE format('ALTER ROLE %I PASSWORD %L', one.role, one.verifier);
     END LOOP;
+EXCEPTION WHEN OTHERS THEN
+    -- The lock is not free yet: the next round finds it so. The cap must not wait for that.
+    RAISE WARNING '%', SQLERRM;
+END
+$$;
+
+CREATE FUNCTION bulkhead.undo_defaults() RETURNS void LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog AS $$
+DECLARE
+    one record;
+BEGIN
     FOR one IN
         SELECT setrole::regrole AS role, datname FROM pg_db_role_setting
         LEFT JOIN pg_database ON pg_database.oid = setdatabase
@@ -50,18 +62,22 @@ BEGIN
     LOOP
         PERFORM pg_terminate_backend(pid) FROM pg_stat_activity
             WHERE usesysid = one.role::oid AND state LIKE 'idle in transaction%';
-        EXECUTE format('ALTER ROLE %s', one.role)
-            || coalesce(format(' IN DATABASE %I', one.datname), '') || ' RESET ALL';
+        IF one.datname IS NULL THEN
+            EXECUTE format('ALTER ROLE %s RESET ALL', one.role);
+        ELSE
+            EXECUTE format('ALTER ROLE %s IN DATABASE %I RESET ALL', one.role, one.datname);
+        END IF;
     END LOOP;
 EXCEPTION WHEN OTHERS THEN
-    -- Whoever held the lock was ended above; the next round finds it free.
-    NULL;
+    RAISE WARNING '%', SQLERRM;
 END
 $$;
 
-REVOKE ALL ON FUNCTION bulkhead.end_overlong(interval), bulkhead.undo_tampering() FROM PUBLIC;
+REVOKE ALL ON FUNCTION bulkhead.end_overlong(interval), bulkhead.undo_passwords(),
+    bulkhead.undo_defaults() FROM PUBLIC;
 
-GRANT EXECUTE ON FUNCTION bulkhead.end_overlong(interval), bulkhead.undo_tampering() TO guard;
+GRANT EXECUTE ON FUNCTION bulkhead.end_overlong(interval), bulkhead.undo_passwords(),
+    bulkhead.undo_defaults() TO guard;
 
 CREATE PROCEDURE bulkhead.watch(cap interval, pause interval) LANGUAGE plpgsql AS $$
 BEGIN
@@ -72,7 +88,9 @@ BEGIN
     LOOP
         PERFORM bulkhead.end_overlong(cap);
         COMMIT;
-        PERFORM bulkhead.undo_tampering();
+        PERFORM bulkhead.undo_passwords();
+        COMMIT;
+        PERFORM bulkhead.undo_defaults();
         COMMIT;
         PERFORM pg_sleep_for(pause);
         COMMIT;

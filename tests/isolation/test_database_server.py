@@ -1,0 +1,358 @@
+"""Attacks on a deployment's own server with the very connection strings that the tenant gets."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from services.provisioner.domain import DatabaseAddress, DatabaseRole
+from services.provisioner.drivers import guard, postgres_process
+from services.provisioner.drivers.local import LocalDriver, PortRange, remove_home
+from services.provisioner.master_secret import MasterSecret
+from services.shared.ids import DeploymentId, new_deployment_id
+
+CAP_MILLISECONDS = 1_000
+# What docs/decisions promises: the cap, the guard's grace and pause, and half a second to end it.
+BOUND_SECONDS = (
+    CAP_MILLISECONDS + guard.GRACE_MILLISECONDS + guard.PAUSE_MILLISECONDS
+) / 1000 + 0.5
+READER, WRITER = DatabaseRole.READER, DatabaseRole.WRITER
+BOTH = pytest.mark.parametrize("role", [READER, WRITER])
+
+Session = "asyncpg.Connection[asyncpg.Record]"
+Open = Callable[..., Awaitable["asyncpg.Connection[asyncpg.Record]"]]
+
+
+class Target:
+    """One deployment's server."""
+
+    def __init__(self, driver: LocalDriver, address: DatabaseAddress, own: DeploymentId) -> None:
+        self.driver = driver
+        self.address = address
+        self.deployment = own
+
+    def password(self, role: DatabaseRole) -> str:
+        return self.driver.password(self.deployment, role, 1)
+
+
+@pytest.fixture(scope="module")
+async def home(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Path]:
+    folder = postgres_process.reachable_home(tmp_path_factory.mktemp("attacked"))
+    try:
+        yield folder
+    finally:
+        await remove_home(folder)
+
+
+@pytest.fixture(scope="module")
+async def target(home: Path) -> Target:
+    secret = MasterSecret(b"a secret that guards nothing at all")
+    driver = LocalDriver(home, secret, PortRange(20_000, 31_999), CAP_MILLISECONDS)
+    deployment = new_deployment_id()
+    return Target(driver, await driver.ensure(deployment, 1, None), deployment)
+
+
+@pytest.fixture
+async def connect(target: Target) -> AsyncIterator[Open]:
+    opened = []
+
+    async def open_session(
+        role: DatabaseRole, password: str | None = None, database: str = "app"
+    ) -> "asyncpg.Connection[asyncpg.Record]":
+        session = await asyncpg.connect(
+            host=target.address.host,
+            port=target.address.port,
+            user=role.value,
+            password=password or target.password(role),
+            database=database,
+            ssl=False,
+        )
+        opened.append(session)
+        return session
+
+    yield open_session
+    for session in opened:
+        with contextlib.suppress(asyncpg.InterfaceError, asyncpg.PostgresError, OSError):
+            await session.close(timeout=2)
+
+
+FORBIDDEN = {
+    "read a file": "SELECT pg_read_file('/etc/passwd')",
+    "read its own configuration": "SELECT pg_read_file('pg_hba.conf')",
+    "read a binary file": "SELECT pg_read_binary_file('/etc/passwd')",
+    "look at a file": "SELECT pg_stat_file('/etc/passwd')",
+    "list a folder": "SELECT pg_ls_dir('/')",
+    "list the log's folder": "SELECT pg_ls_logdir()",
+    "copy from a file": "CREATE TEMP TABLE t (a text); COPY t FROM '/etc/passwd'",
+    "copy to a file": "COPY (SELECT 1) TO '/tmp/bulkhead-attack'",
+    "run a program by copying": "COPY (SELECT 1) TO PROGRAM 'touch /tmp/bulkhead-attack'",
+    "import a large object": "SELECT lo_import('/etc/passwd')",
+    "export a large object": "SELECT lo_export(1, '/tmp/bulkhead-attack')",
+    "create a role": "CREATE ROLE intruder LOGIN",
+    "make itself superuser": "ALTER ROLE writer SUPERUSER",
+    "let itself connect more often": "ALTER ROLE reader CONNECTION LIMIT 100",
+    "change the other role's password": "ALTER ROLE guard PASSWORD 'x'",
+    "drop a role": "DROP ROLE guard",
+    "create a database": "CREATE DATABASE other",
+    "change its database": "ALTER DATABASE app SET statement_timeout = 0",
+    "drop its database": "DROP DATABASE app",
+    "create a schema": "CREATE SCHEMA own",
+    "create an extension": "CREATE EXTENSION vector",
+    "create a language": "CREATE LANGUAGE own HANDLER plpgsql_call_handler",
+    "create a function in C": (
+        "CREATE FUNCTION f() RETURNS int LANGUAGE c AS '/lib/libc.so.6', 'system'"
+    ),
+    "load a library": "LOAD '/lib/x86_64-linux-gnu/libc.so.6'",
+    "become the superuser": "SET ROLE postgres",
+    "become the guard": "SET ROLE guard",
+    "pass itself off as the superuser": "SET SESSION AUTHORIZATION postgres",
+    "become a role that runs programs": "SET ROLE pg_execute_server_program",
+    "join a role": "GRANT pg_read_server_files TO CURRENT_USER",
+    "configure the server": "ALTER SYSTEM SET statement_timeout = 0",
+    "reload the configuration": "SELECT pg_reload_conf()",
+    "rotate the log": "SELECT pg_rotate_logfile()",
+    "fill the disk with sorting": "SET temp_file_limit = -1",
+    "hide from the guard": "SET track_activities = off",
+    "hide its process": "SET update_process_title = off",
+    "log what others ask": "SET log_statement = 'all'",
+    "read password verifiers": "SELECT rolpassword FROM pg_authid",
+    "read verifiers by another view": "SELECT passwd FROM pg_shadow",
+    "read the rules of access": "SELECT * FROM pg_hba_file_rules",
+    "see where the data is": "SHOW data_directory",
+    "see where the rules are": "SHOW hba_file",
+    "create an event trigger": (
+        "CREATE EVENT TRIGGER t ON ddl_command_start EXECUTE FUNCTION pg_catalog.now()"
+    ),
+    "subscribe to another server": (
+        "CREATE SUBSCRIPTION s CONNECTION 'host=127.0.0.1' PUBLICATION p"
+    ),
+    "make a replication slot": "SELECT pg_create_physical_replication_slot('s')",
+    "create a tablespace": "CREATE TABLESPACE t LOCATION '/tmp'",
+    "write the log of changes": "SELECT pg_logical_emit_message(false, 'a', 'b')",
+    "end the guard": (
+        "SELECT CASE WHEN pg_terminate_backend(pid) THEN 1 END FROM pg_stat_activity"
+        " WHERE usename = 'guard'"
+    ),
+    "write the catalog": "UPDATE pg_database SET datconnlimit = 0",
+}
+
+
+def was_attacked() -> bool:
+    return Path("/tmp/bulkhead-attack").exists()  # noqa: S108 the attacks name it
+
+
+@pytest.mark.promise("P-02")
+@BOTH
+@pytest.mark.parametrize("attack", FORBIDDEN)
+async def test_a_tenants_role_cannot(connect: Open, role: DatabaseRole, attack: str) -> None:
+    session = await connect(role)
+    with pytest.raises(
+        (
+            asyncpg.InsufficientPrivilegeError,
+            asyncpg.CantChangeRuntimeParamError,
+            asyncpg.UndefinedFileError,
+        )
+    ):
+        await session.execute(FORBIDDEN[attack])
+    assert not was_attacked()
+
+
+@pytest.mark.promise("P-02")
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "CREATE TABLE own (a int)",
+        "CREATE TEMP TABLE own (a int)",
+        "CREATE FUNCTION own() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+        "SELECT lo_create(0)",
+        "SELECT lo_from_bytea(0, 'x')",
+        "INSERT INTO kept VALUES (1)",
+        "UPDATE kept SET a = 1",
+        "TRUNCATE kept",
+        "DROP TABLE kept",
+        "BEGIN; LOCK TABLE kept IN EXCLUSIVE MODE",
+    ],
+)
+async def test_the_reader_writes_nothing(connect: Open, attack: str) -> None:
+    writer = await connect(WRITER)
+    await writer.execute("CREATE TABLE IF NOT EXISTS kept (a int)")
+    reader = await connect(READER)
+    assert await reader.fetchval("SELECT count(*) FROM kept") == 0
+    await reader.execute("SET default_transaction_read_only = off")
+    with pytest.raises((asyncpg.InsufficientPrivilegeError, asyncpg.InvalidSchemaNameError)):
+        await reader.execute(attack)
+
+
+@pytest.mark.promise("P-02")
+@BOTH
+@pytest.mark.parametrize("database", ["postgres", "template1", "template0"])
+async def test_no_other_database_of_the_server_opens(
+    connect: Open, role: DatabaseRole, database: str
+) -> None:
+    with pytest.raises(asyncpg.InvalidAuthorizationSpecificationError):
+        await connect(role, database=database)
+
+
+@pytest.mark.promise("P-02")
+async def test_the_server_refuses_everyone_without_the_right_password(
+    connect: Open, target: Target
+) -> None:
+    for role in DatabaseRole:
+        with pytest.raises(asyncpg.InvalidPasswordError):
+            await connect(role, password="wrong")
+    for user in ("postgres", "guard", "nobody"):
+        for password in ("", "postgres", target.password(WRITER)):
+            with pytest.raises(asyncpg.PostgresError):
+                await asyncpg.connect(
+                    host=target.address.host,
+                    port=target.address.port,
+                    user=user,
+                    password=password,
+                    database="postgres",
+                    ssl=False,
+                )
+
+
+@pytest.mark.promise("P-02")
+async def test_a_server_listens_on_the_loopback_interface_alone(target: Target, home: Path) -> None:
+    options = (home / target.deployment / "postmaster.opts").read_text()
+    assert '"--listen_addresses=127.0.0.1"' in options
+    assert '"--unix_socket_directories="' in options
+
+
+async def ended_after(running: Awaitable[object]) -> float:
+    """Returns the seconds until the statement was ended by the server."""
+    begun = time.monotonic()
+    with pytest.raises(
+        (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.ConnectionDoesNotExistError)
+    ):
+        await running
+    return time.monotonic() - begun
+
+
+@pytest.mark.promise("P-02")
+@BOTH
+async def test_a_long_statement_ends_at_the_cap(connect: Open, role: DatabaseRole) -> None:
+    session = await connect(role)
+    begun = time.monotonic()
+    with pytest.raises(asyncpg.QueryCanceledError):
+        await session.execute("SELECT pg_sleep(60)")
+    assert CAP_MILLISECONDS / 1000 <= time.monotonic() - begun < BOUND_SECONDS
+    assert await session.fetchval("SELECT 1") == 1
+
+
+RAISED = {
+    "in the session": "SET statement_timeout = 0",
+    "by a function": "SELECT set_config('statement_timeout', '0', false)",
+    "for the transaction": "BEGIN; SET LOCAL statement_timeout = '1h'",
+}
+
+
+@pytest.mark.promise("P-02")
+@BOTH
+@pytest.mark.parametrize("way", RAISED)
+async def test_raising_the_timeout_does_not_raise_the_cap(
+    connect: Open, role: DatabaseRole, way: str
+) -> None:
+    session = await connect(role)
+    await session.execute(RAISED[way])
+    seconds = await ended_after(session.execute("SELECT pg_sleep(60)"))
+    assert CAP_MILLISECONDS / 1000 <= seconds < BOUND_SECONDS
+
+
+LONG = {
+    "a prepared statement": "SELECT pg_sleep(60) WHERE $1 = 1",
+    "a busy loop": "SELECT count(*) FROM generate_series(1, 10000000000) WHERE $1 = 1",
+}
+
+
+@pytest.mark.promise("P-02")
+@pytest.mark.parametrize("way", LONG)
+async def test_the_cap_holds_for(connect: Open, way: str) -> None:
+    session = await connect(READER)
+    await session.execute("SET statement_timeout = 0")
+    assert await ended_after(session.fetch(LONG[way], 1)) < BOUND_SECONDS
+
+
+@pytest.mark.promise("P-02")
+async def test_code_that_will_not_be_cancelled_is_ended_with_its_session(connect: Open) -> None:
+    session = await connect(WRITER)
+    await session.execute("SET statement_timeout = 0")
+    stubborn = """
+        DO $$ BEGIN LOOP
+            BEGIN PERFORM pg_sleep(60);
+            EXCEPTION WHEN query_canceled OR OTHERS THEN NULL;
+            END;
+        END LOOP; END $$
+    """
+    assert await ended_after(session.execute(stubborn)) < BOUND_SECONDS
+
+
+@pytest.mark.promise("P-02")
+@pytest.mark.parametrize(
+    "change", ["ALTER ROLE {} SET {} = 0", "ALTER ROLE {} IN DATABASE app SET {} = 0"]
+)
+@BOTH
+async def test_a_role_cannot_keep_defaults_of_its_own(
+    connect: Open, role: DatabaseRole, change: str
+) -> None:
+    session = await connect(role)
+    await session.execute(change.format(role.value, "statement_timeout"))
+    async with asyncio.timeout(10):
+        while await session.fetchval("SELECT count(*) FROM pg_db_role_setting"):
+            await asyncio.sleep(0.05)
+    fresh = await connect(role)
+    assert await fresh.fetchval("SHOW statement_timeout") == f"{CAP_MILLISECONDS // 1000}s"
+
+
+@pytest.mark.promise("P-02")
+async def test_a_role_cannot_keep_a_password_of_its_own(connect: Open) -> None:
+    session = await connect(WRITER)
+    await session.execute("ALTER ROLE writer PASSWORD 'mine'")
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                again = await connect(WRITER)
+            except asyncpg.InvalidPasswordError:
+                await asyncio.sleep(0.05)
+            else:
+                break
+    with pytest.raises(asyncpg.InvalidPasswordError):
+        await connect(WRITER, password="mine")
+    assert await again.fetchval("SELECT 1") == 1
+    # Whoever changed it is out, and so are the sessions opened with it.
+    with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError)):
+        await session.fetchval("SELECT 1")
+
+
+@pytest.mark.promise("P-02")
+async def test_a_role_that_holds_the_catalogs_lock_does_not_stop_the_guard(connect: Open) -> None:
+    first, second, third = [await connect(WRITER) for _ in range(3)]
+    await second.execute("BEGIN; ALTER ROLE writer SET work_mem = '1MB'")
+    await third.execute("SET statement_timeout = 0")
+    running = asyncio.ensure_future(ended_after(third.execute("SELECT pg_sleep(60)")))
+    await first.execute("ALTER ROLE writer IN DATABASE app SET work_mem = '2MB'")
+    assert await running < BOUND_SECONDS
+
+
+@pytest.mark.promise("P-02")
+async def test_connections_are_limited_so_that_the_guard_always_has_one(connect: Open) -> None:
+    for _ in range(8):
+        await connect(WRITER)
+    with pytest.raises(asyncpg.TooManyConnectionsError):
+        await connect(WRITER)
+
+
+@pytest.mark.promise("P-02")
+async def test_the_cap_holds_after_a_restart_of_the_server(
+    connect: Open, target: Target, home: Path
+) -> None:
+    await postgres_process.stop(home / target.deployment)
+    target.address = await target.driver.ensure(target.deployment, 1, target.address.port)
+    session = await connect(WRITER)
+    await session.execute("SET statement_timeout = 0")
+    assert await ended_after(session.execute("SELECT pg_sleep(60)")) < BOUND_SECONDS
