@@ -24,6 +24,8 @@ _TYPE = "type.googleapis.com/envoy.extensions"
 _BUFFER_BYTES = 1 << 20
 _MOST_HEADERS_KB = 32
 _MOST_STREAMS = 1_000
+# Spans are sent within half a second; five seconds would be the default.
+_RUNTIME = {"tracing.opentelemetry.flush_interval_ms": 500}
 _LOG_FIELDS = {
     "time": "%START_TIME%",
     "method": "%REQ(:METHOD)%",
@@ -59,6 +61,7 @@ def bootstrap(settings: EdgeSettings) -> dict[str, Any]:
             "allow_paths": [{"exact": "/ready"}, {"prefix": "/stats"}, {"prefix": "/clusters"}],
         },
         "static_resources": {"listeners": listeners, "clusters": clusters(settings)},
+        "layered_runtime": {"layers": [{"name": "static", "static_layer": _RUNTIME}]},
     }
 
 

@@ -41,9 +41,10 @@ def configure(home: Path, settings: EdgeSettings, concurrency: int) -> tuple[str
         concurrency: worker threads.
     """
     private_folder(home)
-    # Envoy would make the log readable for everybody.
+    # Envoy would make the log readable for everybody, whatever the process's mask says.
     if not str(settings.access_log).startswith("/dev/"):
         settings.access_log.touch(PRIVATE_FILE)
+    (home / CONFIG_NAME).touch(PRIVATE_FILE)
     file = config.write(settings, home / CONFIG_NAME)
     return (
         str(envoy_binary()),

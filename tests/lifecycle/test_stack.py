@@ -1,0 +1,298 @@
+"""The embedded stack as a whole, by its command line alone."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from deploy.local.layout import Layout
+from deploy.local.ports import LOOPBACK, free_ports
+from deploy.local.waiting import until
+
+SECONDS = 60.0
+PROCESSES = ["postgres", "valkey", "auth", "ratelimit", "provisioner", "app_proxy", "edge"]
+
+
+@dataclass(frozen=True)
+class Done:
+    """A command that has ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def document(self) -> Any:
+        assert self.code == 0, self.err
+        return json.loads(self.out)
+
+
+async def bulkhead(*arguments: str, **environment: str) -> Done:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "cli", *arguments),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, **environment},
+    )
+    out, err = await process.communicate()
+    assert process.returncode is not None
+    return Done(process.returncode, out.decode(), err.decode())
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A running stack and how it is spoken to."""
+
+    state: Path
+    up: Mapping[str, Any]
+
+    async def command(self, name: str, *arguments: str) -> Done:
+        return await bulkhead(name, "--state", str(self.state), *arguments)
+
+    async def status(self) -> Any:
+        return json.loads((await self.command("status", "--json")).out)
+
+    async def pids(self) -> dict[str, int]:
+        return {each["name"]: each["pid"] for each in (await self.status())["processes"]}
+
+
+@asynccontextmanager
+async def started(state: Path, *arguments: str) -> AsyncIterator[Stack]:
+    try:
+        up = await bulkhead("up", "--detach", "--json", "--state", str(state), *arguments)
+        yield Stack(state, up.document)
+    finally:
+        done = await bulkhead("down", "--purge", "--state", str(state))
+        assert done.code == 0, done.err
+
+
+@pytest.fixture(scope="module")
+async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
+    state = tmp_path_factory.mktemp("whole") / "state"
+    async with started(state, "--set", "ratelimit.BURST_FREE=3") as running:
+        yield running
+
+
+def processes_of(state: Path) -> list[psutil.Process]:
+    """Returns every process that works for the stack, whoever its parent is."""
+    found = []
+    servers = str(Layout.of(state).servers)
+    for process in psutil.process_iter():
+        try:
+            words = [*process.cmdline(), process.cwd()]
+        except psutil.Error:
+            continue
+        if any(str(state) in word or servers in word for word in words):
+            found.append(process)
+    return found
+
+
+def secrets_of(state: Path) -> list[str]:
+    files = [*state.glob("*/*.password"), *state.glob("secrets/*"), state / "operator.key"]
+    return [file.read_text().strip() for file in files]
+
+
+async def made_deployment(stack: Stack) -> str:
+    tenant = await bulkhead(
+        *("tenant", "create", "acme", "--json", "--api", stack.up["api"]),
+        *("--key-file", stack.up["operator_key_file"]),
+    )
+    made = await bulkhead(
+        *("deployment", "create", "notes", "--database", "--json"),
+        BULKHEAD_API=stack.up["api"],
+        BULKHEAD_KEY=tenant.document["key"],
+    )
+    return str(made.document["deployment_id"])
+
+
+def test_it_tells_where_it_is_reached(stack: Stack) -> None:
+    api, edge = stack.up["api"], stack.up["edge"]
+    assert api.startswith("localhost:")
+    assert edge == f"http://{api}"
+    key_file = Path(stack.up["operator_key_file"])
+    assert key_file.is_absolute()
+    assert key_file.read_text().startswith("smcp_1o_")
+    assert key_file.stat().st_mode & 0o777 == 0o600
+    assert sorted(each["name"] for each in stack.up["processes"]) == sorted(PROCESSES)
+
+
+async def test_starting_what_runs_already_tells_the_same(stack: Stack) -> None:
+    again = await stack.command("up", "--detach", "--json")
+    assert again.document == stack.up
+    foreground = await stack.command("up", "--json")
+    assert foreground.document == stack.up
+    assert "runs already" in foreground.err
+
+
+async def test_every_process_is_healthy(stack: Stack) -> None:
+    status = await stack.status()
+    assert status["healthy"]
+    assert sorted(each["name"] for each in status["processes"]) == sorted(PROCESSES)
+    assert all(each["healthy"] for each in status["processes"])
+
+
+@pytest.mark.promise("P-26")
+async def test_no_secret_is_on_a_command_line_or_in_an_environment(stack: Stack) -> None:
+    secrets = secrets_of(stack.state)
+    assert len(secrets) >= 9
+    for pid in (await stack.pids()).values():
+        process = psutil.Process(pid)
+        words = " ".join([*process.cmdline(), *process.environ().values()])
+        assert not [secret for secret in secrets if secret in words], process.name()
+
+
+@pytest.mark.promise("P-26")
+async def test_no_secret_is_in_a_log_or_readable_for_others(stack: Stack) -> None:
+    secrets = secrets_of(stack.state)
+    layout = Layout.of(stack.state)
+    for file in stack.state.rglob("*"):
+        if layout.servers in (file, *file.parents) or not file.is_file():
+            continue
+        assert file.stat().st_mode & 0o077 == 0, file
+        if file.suffix == ".log":
+            assert not [secret for secret in secrets if secret in file.read_text()], file
+
+
+async def test_a_service_is_given_what_it_needs_and_no_more(stack: Stack) -> None:
+    pids = await stack.pids()
+    names = {service: set(psutil.Process(pids[service]).environ()) for service in PROCESSES[2:]}
+    assert "BULKHEAD_PEPPER_FILE" in names["auth"]
+    assert all("BULKHEAD_PEPPER_FILE" not in names[other] for other in PROCESSES[3:])
+    assert "BULKHEAD_DATABASE_SECRET_FILE" in names["provisioner"]
+    assert "BULKHEAD_POSTGRES_HOST" not in names["ratelimit"]
+    assert "BULKHEAD_VALKEY_HOST" not in names["auth"]
+    assert "HOME" not in set().union(*names.values())
+    assert not [name for name in names["edge"] if name.startswith("BULKHEAD_")]
+
+
+async def test_a_setting_reaches_its_service(stack: Stack) -> None:
+    pids = await stack.pids()
+    assert psutil.Process(pids["ratelimit"]).environ()["BULKHEAD_BURST_FREE"] == "3"
+
+
+@pytest.mark.parametrize("name", ["ratelimit", "valkey", "edge", "postgres"])
+async def test_a_killed_process_comes_back(stack: Stack, name: str) -> None:
+    before = (await stack.pids())[name]
+    os.kill(before, signal.SIGKILL)
+
+    async def back() -> bool:
+        status = await stack.status()
+        now = next(each for each in status["processes"] if each["name"] == name)
+        return bool(now["pid"] not in (None, before) and now["restarts"] >= 1 and status["healthy"])
+
+    await until(back, SECONDS)
+
+
+async def test_after_the_supervisor_was_killed_everything_is_found_again(stack: Stack) -> None:
+    deployment = await made_deployment(stack)
+    servers = (await stack.status())["servers"]
+    assert [server["deployment_id"] for server in servers] == [deployment]
+    before = await stack.pids()
+    record = json.loads((stack.state / "running.json").read_text())
+    os.kill(record["supervisor"]["pid"], signal.SIGKILL)
+    again = (await stack.command("up", "--detach", "--json")).document
+    assert [again[name] for name in ("api", "edge")] == [stack.up[name] for name in ("api", "edge")]
+    assert (await stack.status())["servers"] == servers
+    after = await stack.pids()
+    assert after["postgres"] == before["postgres"]
+    left = [before[name] for name in PROCESSES if name != "postgres"]
+    assert not [pid for pid in left if psutil.pid_exists(pid)]
+
+
+async def test_down_leaves_nothing_and_up_finds_it_again(tmp_path: Path) -> None:
+    async with started(tmp_path / "state") as stack:
+        deployment = await made_deployment(stack)
+        data = Path((await stack.status())["servers"][0]["data_directory"])
+        assert (await stack.command("down")).code == 0
+        assert not processes_of(stack.state)
+        assert (data / "PG_VERSION").exists()
+        status = await stack.command("status")
+        assert (status.code, status.out.strip()) == (1, f"no stack runs in {stack.state}")
+        again = await stack.command("up", "--detach", "--json")
+        assert again.document["api"] == stack.up["api"]
+
+        async def recovered() -> bool:
+            servers = (await stack.status())["servers"]
+            return [server["deployment_id"] for server in servers] == [deployment]
+
+        await until(recovered, SECONDS)
+        servers = Layout.of(stack.state).servers
+        assert (await stack.command("down", "--purge")).code == 0
+    assert not servers.exists()
+    assert not stack.state.exists()
+
+
+async def test_in_the_foreground_a_signal_ends_everything(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "cli", "up", "--json", "--state", str(state)),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        assert process.stdout
+        document = ""
+        async with asyncio.timeout(SECONDS):
+            while not document.endswith("\n}\n"):
+                document += (await process.stdout.readline()).decode()
+        assert json.loads(document)["state"] == str(state)
+        process.send_signal(signal.SIGINT)
+        assert await process.wait() == 0
+        assert not processes_of(state)
+    finally:
+        assert (await bulkhead("down", "--purge", "--state", str(state))).code == 0
+
+
+async def test_a_taken_port_is_refused_and_named(tmp_path: Path) -> None:
+    port = free_ports(1)[0]
+    state = str(tmp_path / "state")
+    async with await asyncio.start_server(lambda *_: None, LOOPBACK, port):
+        arguments = ("up", "--detach", "--state", state, "--edge-port", str(port))
+        refused = await bulkhead(*arguments)
+    assert refused.code == 1
+    assert f"port {port} is taken" in refused.err
+    assert (await bulkhead("down", "--purge", "--state", state)).code == 0
+
+
+async def test_a_setting_that_a_service_refuses_is_shown_by_its_name(tmp_path: Path) -> None:
+    state = str(tmp_path / "state")
+    refused = await bulkhead(
+        "up", "--detach", "--state", state, "--set", "ratelimit.RATE_FREE=many"
+    )
+    assert refused.code == 1
+    assert "BULKHEAD_RATE_FREE" in refused.err
+    assert "Traceback" not in refused.err
+    assert not processes_of(Path(state))
+    assert (await bulkhead("down", "--purge", "--state", state)).code == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("up", "--set", "nonsense"),
+        ("up", "--set", "nobody.BURST_FREE=5"),
+        ("up", "--edge-port", "0"),
+        ("up", "--otlp", "nowhere"),
+        ("sideways",),
+    ],
+)
+async def test_wrong_use_is_told(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    state = ("--state", str(tmp_path)) if len(arguments) > 1 else ()
+    assert (await bulkhead(*arguments, *state)).code == 2
+    assert not os.listdir(tmp_path)  # noqa: PTH208 shorter than a thread
+
+
+async def test_down_where_nothing_was_started_does_nothing(tmp_path: Path) -> None:
+    (tmp_path / "precious").touch()
+    done = await bulkhead("down", "--purge", "--state", str(tmp_path))
+    assert done.code == 0
+    assert (tmp_path / "precious").exists()
