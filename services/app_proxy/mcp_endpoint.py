@@ -23,6 +23,7 @@ from mcp_types import (
 
 from services.app_proxy.documents import INSTRUCTIONS
 from services.app_proxy.door import Guest
+from services.app_proxy.mcp_tracing import MessageSpans
 from services.app_proxy.tools import ToolAnswer, Toolbox, ToolFailure
 from services.shared.errors import BulkheadError
 
@@ -42,7 +43,10 @@ def session_manager(toolbox: Toolbox, request_bytes: int) -> StreamableHTTPSessi
         instructions=INSTRUCTIONS,
         on_list_tools=calls.list_tools,
         on_call_tool=calls.call_tool,
+        # No tool of ours takes arguments from headers; without this each call lists all tools.
+        get_tool_input_schema=lambda _name: None,
     )
+    server.middleware = [MessageSpans()]
     return StreamableHTTPSessionManager(
         app=server, json_response=True, stateless=True, max_request_body_size=request_bytes
     )

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import structlog
-from opentelemetry import propagate, trace
+from opentelemetry import context, propagate, trace
 from opentelemetry.trace import SpanKind, Status, StatusCode
 from starlette.requests import Request
 from starlette.responses import Response
@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.app_proxy.door import Guest, Refusal, overloaded
 from services.app_proxy.mcp_endpoint import GUEST
+from services.app_proxy.mcp_tracing import TRACE
 from services.app_proxy.problems import answer_to
 from services.shared.ids import DeploymentId
 
@@ -85,6 +86,8 @@ class Observed:
 
         started = time.perf_counter()
         with self._span(scope) as span:
+            # The SDK handles messages in tasks of its own.
+            scope[TRACE] = context.get_current()
             try:
                 await self._app(scope, receive, observed_send)
             finally:

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+_FIRST_BATCH = 8
+
 
 @dataclass(frozen=True, slots=True)
 class Caps:
@@ -69,7 +71,7 @@ class RowsInCaps:
     def next_batch(self) -> int:
         """Returns how many rows to ask for next: few until their size is known."""
         if not self.rows:
-            return 1
+            return max(1, min(_FIRST_BATCH, self.caps.wire // self.caps.size, self.caps.rows + 1))
         each = max(1, self._size // len(self.rows))
         fit = (self.caps.size - self._size) // each + 1
         left = self.caps.rows - len(self.rows) + 1
