@@ -258,7 +258,10 @@ async def ready_deployments_with_database(connection: Connection) -> Sequence[De
 
 
 async def installation_mark(connection: Connection) -> str:
-    """Returns which provisioner's servers these are."""
+    """Returns which provisioner's servers these are; decided the first time."""
+    await connection.execute(
+        "INSERT INTO installation (mark) VALUES (gen_random_uuid()::text) ON CONFLICT DO NOTHING"
+    )
     return str(await connection.fetchval("SELECT mark FROM installation"))
 
 

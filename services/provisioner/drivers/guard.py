@@ -79,8 +79,7 @@ async def _appears(directory: Path, server: RunningServer) -> None:
 
 def alive(directory: Path, server: RunningServer) -> bool:
     """Whether the guard of this very start of the server is there."""
-    process = _process(directory)
-    return process is not None and str(server.pid) in process.cmdline()
+    return _process(directory, str(server.pid)) is not None
 
 
 def end(directory: Path) -> None:
@@ -91,11 +90,11 @@ def end(directory: Path) -> None:
             process.terminate()
 
 
-def _process(directory: Path) -> psutil.Process | None:
+def _process(directory: Path, *also: str) -> psutil.Process | None:
+    """Returns the process that the file names, if its arguments prove that it is the guard."""
     try:
         process = psutil.Process(int((directory / _PID_NAME).read_text()))
         command = process.cmdline()
     except (OSError, ValueError, psutil.Error):
         return None
-    # A process id alone proves nothing, since the system uses it again.
-    return process if _NAME in command and str(directory) in command else None
+    return process if {_NAME, str(directory), *also} <= set(command) else None

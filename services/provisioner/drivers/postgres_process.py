@@ -235,12 +235,18 @@ async def _end(directory: Path, signals: Sequence[signal.Signals]) -> None:
     """Asks the server to end with each of `signals` in turn, then kills what is left of it."""
     for number in signals:
         server = running(directory)
-        if server is None:
-            break
-        await _signal([psutil.Process(server.pid)], number)
+        if server is not None:
+            await _signal(_process(server.pid), number)
     remains = _server_processes(directory)
     if not await _signal(remains, signal.SIGKILL):
         raise ServerError("the server does not end")
+
+
+def _process(pid: int) -> list[psutil.Process]:
+    try:
+        return [psutil.Process(pid)]
+    except psutil.NoSuchProcess:
+        return []
 
 
 async def _signal(processes: Sequence[psutil.Process], number: signal.Signals) -> bool:

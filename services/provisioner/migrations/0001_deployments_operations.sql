@@ -50,13 +50,12 @@ CREATE TABLE operations (
 );
 CREATE INDEX operations_running ON operations (next_try_at) WHERE state = 'running';
 
--- One row: which provisioner's servers these are. The folder they live in carries the same mark, so
--- that no provisioner clears away another's.
+-- One row, written at the first start: which provisioner's servers these are. The folder they live in
+-- carries the same mark, so that no provisioner clears away another's.
 CREATE TABLE installation (
     only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
     mark     text NOT NULL
 );
-INSERT INTO installation (mark) VALUES (gen_random_uuid()::text);
 
 CREATE FUNCTION operation_changed() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -85,4 +84,4 @@ GRANT SELECT, INSERT, UPDATE ON operations TO provisioner_service;
 GRANT SELECT (operation_id, tenant_id, deployment_id, kind, state, step, retries, message,
               created_at, ended_at),
     INSERT, UPDATE ON operations TO provisioner_tenant;
-GRANT SELECT ON installation TO provisioner_service;
+GRANT SELECT, INSERT ON installation TO provisioner_service;
