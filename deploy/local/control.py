@@ -30,7 +30,7 @@ SUPERVISOR = "supervisor"
 ALREADY_RUNNING = 3
 # Longer than all that the supervisor itself waits for when it ends its processes one after another.
 _STOP_SECONDS = 60.0
-_POLL_SECONDS = 0.05
+_POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)

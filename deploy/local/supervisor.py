@@ -15,9 +15,10 @@ import psutil
 
 from deploy.local.files import PRIVATE_FILE
 from deploy.local.processes import Alive, Program, tail
-from services.shared.runtime import WRONG_SETTINGS
 
 _POLL_SECONDS = 0.05
+# With this a service says that its settings cannot be used: trying again will not help.
+_WRONG_SETTINGS = 2
 # A process that died this often while the stack starts will not come up.
 _MOST_DEATHS = 3
 _END_SECONDS = 15.0
@@ -107,7 +108,7 @@ class Supervisor:
         _, task = self._kept[kept.program.name]
         if task.done() and task.exception():
             raise _failure(kept.program, str(task.exception()))
-        if kept.exit_code == WRONG_SETTINGS or kept.restarts >= _MOST_DEATHS:
+        if kept.exit_code == _WRONG_SETTINGS or kept.restarts >= _MOST_DEATHS:
             raise _failure(kept.program, f"ended with {kept.exit_code}")
 
 

@@ -10,9 +10,6 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-from redis.asyncio import Redis
-from redis.exceptions import RedisError
-
 from deploy.local.files import ensure_private, new_secret, private_folder, write_private
 from deploy.local.ports import LOOPBACK, free_ports
 from deploy.local.waiting import until
@@ -20,6 +17,7 @@ from deploy.local.waiting import until
 OPERATOR = "operator"
 PREFIXES: Mapping[str, str] = {"ratelimit": "limit:", "app_proxy": "deploy:"}
 START_SECONDS = 20.0
+_ANSWER_SECONDS = 1.0
 
 # What a service needs, minus all that enumerates, erases, or is shared by every user of the
 # server. Order matters: the last rule that names a command decides.
@@ -78,11 +76,12 @@ def password_files(home: Path) -> dict[str, Path]:
 
 async def ready(server: ValkeyServer) -> bool:
     """Whether the server answers; not yet while it still loads."""
+    password = await asyncio.to_thread(server.password_files[OPERATOR].read_text)
     try:
-        await _ping(server)
-    except RedisError:
+        async with asyncio.timeout(_ANSWER_SECONDS):
+            return await _pongs(server, password)
+    except (OSError, TimeoutError):
         return False
-    return True
 
 
 @asynccontextmanager
@@ -108,17 +107,11 @@ async def valkey_server(home: Path, port: int | None = None) -> AsyncIterator[Va
         await process.wait()
 
 
-async def _ping(server: ValkeyServer) -> None:
-    password = await asyncio.to_thread(server.password_files[OPERATOR].read_text)
-    async with Redis(
-        host=server.host,
-        port=server.port,
-        username=OPERATOR,
-        password=password,
-        socket_connect_timeout=1,
-        socket_timeout=1,
-    ) as connection:
-        await connection.ping()
+async def _pongs(server: ValkeyServer, password: str) -> bool:
+    reader, writer = await asyncio.open_connection(server.host, server.port)
+    with contextlib.closing(writer):
+        writer.write(f"AUTH {OPERATOR} {password}\r\nPING\r\n".encode())
+        return [await reader.readline(), await reader.readline()] == [b"+OK\r\n", b"+PONG\r\n"]
 
 
 def _rules(home: Path, user: str, prefix: str, commands: str) -> str:
