@@ -146,19 +146,20 @@ class Executor:
             await _roll_back(session)
 
     async def _run(self, session: Session, role: Role, sql: str, params: Sequence[Any]) -> Result:
+        with session.watched(sent=False), statement_errors():
+            statement = await session.connection.prepare(sql)
+        _check_count(statement, params)
         with session.watched(sent=True), statement_errors():
             writes = role is Role.WRITER
-            result = await self._read(session, sql, params, drain=writes)
+            result = await self._read(session, statement, params, drain=writes)
             if writes:
                 # Deferred constraints speak only now.
                 await session.connection.execute("COMMIT")
             return result
 
     async def _read(
-        self, session: Session, sql: str, params: Sequence[Any], *, drain: bool
+        self, session: Session, statement: "_Statement", params: Sequence[Any], *, drain: bool
     ) -> Result:
-        statement = await session.connection.prepare(sql)
-        _check_count(statement, params)
         attributes = statement.get_attributes()
         if not attributes:
             await statement.fetch(*params)

@@ -18,6 +18,8 @@ LOST = (
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InvalidCatalogNameError,
     asyncpg.ProtocolViolationError,
+    # The driver refuses to use a connection on which the server has said that it is going.
+    asyncpg.InternalClientError,
 )
 
 
