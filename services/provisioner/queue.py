@@ -10,7 +10,7 @@ from datetime import timedelta
 
 import structlog
 from opentelemetry import propagate
-from pgqueuer import AsyncpgDriver, Queries, QueueManager, RetryRequested
+from pgqueuer import AsyncpgDriver, Queries, QueueManager
 from pgqueuer.models import Job
 
 from services.shared.ids import DeploymentId
@@ -61,7 +61,8 @@ async def _work_once(settings: PostgresSettings, reconcile: Reconcile) -> None:
     connection = await connect(settings)
     lost = asyncio.Event()
     connection.add_termination_listener(lambda _: lost.set())
-    worker = QueueManager(Queries(AsyncpgDriver(connection)))
+    queries = Queries(AsyncpgDriver(connection))
+    worker = QueueManager(queries)
 
     @worker.entrypoint(_ENTRYPOINT)
     async def look(job: Job) -> None:
@@ -69,7 +70,8 @@ async def _work_once(settings: PostgresSettings, reconcile: Reconcile) -> None:
         trace = {name: str(value) for name, value in (job.headers or {}).items()}
         wait = await reconcile(deployment, trace)
         if wait is not None:
-            raise RetryRequested(delay=wait)
+            # A new entry: it notifies the workers, which pgqueuer's own retry does not.
+            await queries.enqueue(_ENTRYPOINT, job.payload, execute_after=wait, headers=trace)
 
     running = asyncio.create_task(
         worker.run(
