@@ -50,7 +50,7 @@ class MasterSecret:
         nonce, body = sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:]
         try:
             return self._cipher().decrypt(nonce, body, bound_to.encode()).decode()
-        except InvalidTag as error:
+        except (InvalidTag, ValueError) as error:
             raise MasterSecretError("it was not sealed here for this") from error
 
     def _cipher(self) -> AESGCM:
