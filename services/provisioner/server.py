@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from datetime import timedelta
 from pathlib import Path
 
 from bulkhead.provisioner.v1 import provisioner_service_pb2 as pb2
@@ -104,7 +103,7 @@ async def _local_driver(
         home,
         secret,
         PortRange(settings.database_port_first, settings.database_port_last),
-        settings.statement_timeout // timedelta(milliseconds=1),
+        round(settings.statement_timeout_seconds * 1000),
     )
 
 

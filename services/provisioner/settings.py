@@ -1,10 +1,8 @@
 """Settings of the provisioner."""
 
-from datetime import timedelta
 from pathlib import Path
-from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from services.shared.settings import PostgresSettings, ServiceSettings
 
@@ -32,15 +30,16 @@ class Settings(ServiceSettings, PostgresSettings):
     database_port_first: int = Field(default=20_000, ge=1_024, le=65_535)
     database_port_last: int = Field(default=31_999, ge=1_024, le=65_535)
     # The longest that a statement of `reader` or `writer` may take.
-    statement_timeout: timedelta = timedelta(seconds=30)
+    statement_timeout_seconds: float = Field(default=30.0, ge=0.1, le=3_600)
 
     # How often what is wanted is held against what is.
     sweep_seconds: float = Field(default=15.0, gt=0)
     # Tries of a create before it fails for good; with the pauses between them about five minutes.
     create_tries: int = Field(default=30, ge=1)
 
-    @model_validator(mode="after")
-    def _ports_in_order(self) -> Self:
-        if self.database_port_last < self.database_port_first:
-            raise ValueError("database_port_last is below database_port_first")
-        return self
+    @field_validator("database_port_last")
+    @classmethod
+    def _not_below_the_first(cls, last: int, info: ValidationInfo) -> int:
+        if last < info.data.get("database_port_first", last):
+            raise ValueError("is below BULKHEAD_DATABASE_PORT_FIRST")
+        return last

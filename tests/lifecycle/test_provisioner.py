@@ -6,7 +6,6 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from datetime import timedelta
 from pathlib import Path
 
 import asyncpg
@@ -308,9 +307,7 @@ async def test_a_provisioner_does_not_touch_the_servers_of_another(
     async with start_mesh({}, ("auth", "provisioner")) as other:
         settings = other.settings["provisioner"]
         assert isinstance(settings, Settings)
-        theirs = settings.model_copy(
-            update={"servers_home": mesh.home, "statement_timeout": timedelta(seconds=1)}
-        )
+        theirs = settings.model_copy(update={"servers_home": mesh.home})
         with pytest.raises(ServerError):
             async with compose(theirs):
                 pass
