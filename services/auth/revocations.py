@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 import structlog
 
-from services.auth import store
+from services.auth import revocation_store
 from services.auth.domain import Revocation
 from services.shared.errors import UnavailableError
 from services.shared.postgres import Database
@@ -29,7 +29,7 @@ class RevocationFeed:
 
     async def run(self) -> None:
         """Follows the table for ever."""
-        async with self._database.listen(store.REVOCATIONS_CHANNEL) as announced:
+        async with self._database.listen(revocation_store.REVOCATIONS_CHANNEL) as announced:
             while True:
                 try:
                     await self._read()
@@ -50,8 +50,8 @@ class RevocationFeed:
     async def _read(self) -> None:
         async with self._database.service() as connection:
             if self._sequence is None:
-                self._sequence = await store.last_revocation(connection)
-            revocations = await store.revocations_after(connection, self._sequence)
+                self._sequence = await revocation_store.last_revocation(connection)
+            revocations = await revocation_store.revocations_after(connection, self._sequence)
         for revocation in revocations:
             self._sequence = revocation.sequence
             self._publish(revocation)

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from services.auth import store
+from services.auth import audit_store, store
 from services.auth.domain import (
     JOB_SCOPES,
     OPERATOR_SCOPES,
@@ -209,7 +209,7 @@ class AuthService:
             else self._database.tenant(principal.tenant_id)
         )
         async with transaction as connection:
-            await store.insert_audit_event(connection, principal.tenant_id, event)
+            await audit_store.insert_audit_event(connection, principal.tenant_id, event)
         return event.event_id
 
     async def list_audit_events(
@@ -217,7 +217,7 @@ class AuthService:
     ) -> list[AuditEvent]:
         """Returns the tenant's events, newest first."""
         async with self._database.tenant(tenant_id) as connection:
-            return await store.list_audit_events(connection, tenant_id, after, limit)
+            return await audit_store.list_audit_events(connection, tenant_id, after, limit)
 
     def _mint(
         self,

@@ -1,19 +1,17 @@
 """The tables of auth, one function a query."""
 
-import json
 from collections.abc import Sequence
 from datetime import datetime
 from typing import TypeVar
 
 import asyncpg
 
-from services.auth.domain import AuditEvent, Key, NewKey, Revocation, Tenant
+from services.auth.domain import Key, NewKey, Tenant
+from services.auth.revocation_store import announce_revocation
 from services.shared.errors import NotFoundError
-from services.shared.ids import AuditEventId, DeploymentId, KeyId, TenantId
+from services.shared.ids import DeploymentId, KeyId, TenantId
 from services.shared.postgres import Connection
 from services.shared.principal import KeyKind, Plan, Principal
-
-REVOCATIONS_CHANNEL = "revocations"
 
 _Value = TypeVar("_Value")
 
@@ -202,7 +200,7 @@ async def revoke_key(connection: Connection, tenant_id: TenantId, key_id: KeyId)
         tenant_id,
         key_id,
     )
-    await _announce(connection, [key_id])
+    await announce_revocation(connection, [key_id])
     return _known(revoked_at)
 
 
@@ -266,7 +264,7 @@ async def retire_deployment(
         deployment_id,
     )
     if rows:
-        await _announce(connection, [KeyId(row["key_id"]) for row in rows])
+        await announce_revocation(connection, [KeyId(row["key_id"]) for row in rows])
     return len(rows)
 
 
@@ -294,67 +292,6 @@ async def delete_expired_jobs(connection: Connection, tenant_id: TenantId) -> No
         " AND expires_at < now() - interval '1 day'",
         tenant_id,
     )
-
-
-async def insert_audit_event(
-    connection: Connection, tenant_id: TenantId | None, event: AuditEvent
-) -> None:
-    """Writes one event; without a tenant it is the operator's."""
-    await connection.execute(
-        "INSERT INTO audit_events (event_id, tenant_id, at, key_id, peer, method, resources,"
-        " trace_id) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
-        event.event_id,
-        tenant_id,
-        event.at,
-        event.key_id,
-        event.peer,
-        event.method,
-        json.dumps(dict(event.resources)),
-        event.trace_id,
-    )
-
-
-async def list_audit_events(
-    connection: Connection,
-    tenant_id: TenantId,
-    after: tuple[datetime, str] | None,
-    limit: int,
-) -> list[AuditEvent]:
-    """Returns events, newest first, that come after the position `after`."""
-    rows = await connection.fetch(
-        "SELECT event_id, at, key_id, peer, method, resources, trace_id FROM audit_events"
-        " WHERE tenant_id = $1 AND ($2::timestamptz IS NULL OR (at, event_id) < ($2, $3))"
-        " ORDER BY at DESC, event_id DESC LIMIT $4",
-        tenant_id,
-        after[0] if after else None,
-        after[1] if after else None,
-        limit,
-    )
-    return [_audit_event(row) for row in rows]
-
-
-async def last_revocation(connection: Connection) -> int:
-    """Returns the number of the last revocation."""
-    sequence: int | None = await connection.fetchval("SELECT sequence FROM revocation_sequence")
-    return _known(sequence)
-
-
-async def revocations_after(connection: Connection, sequence: int) -> list[Revocation]:
-    """Returns the revocations after `sequence`, in order."""
-    rows = await connection.fetch(
-        "SELECT sequence, key_ids FROM revocations WHERE sequence > $1 ORDER BY sequence", sequence
-    )
-    return [Revocation(row["sequence"], tuple(map(KeyId, row["key_ids"]))) for row in rows]
-
-
-async def _announce(connection: Connection, key_ids: list[KeyId]) -> None:
-    sequence = await connection.fetchval(
-        "UPDATE revocation_sequence SET sequence = sequence + 1 RETURNING sequence"
-    )
-    await connection.execute(
-        "INSERT INTO revocations (sequence, key_ids) VALUES ($1, $2)", sequence, key_ids
-    )
-    await connection.execute(f"NOTIFY {REVOCATIONS_CHANNEL}")
 
 
 def _found(row: "asyncpg.Record | None", kind: str) -> asyncpg.Record:
@@ -402,15 +339,3 @@ def _principal(row: asyncpg.Record) -> Principal | None:
 
 def _deployment(row: asyncpg.Record) -> DeploymentId | None:
     return DeploymentId(row["deployment_id"]) if row["deployment_id"] is not None else None
-
-
-def _audit_event(row: asyncpg.Record) -> AuditEvent:
-    return AuditEvent(
-        event_id=AuditEventId(row["event_id"]),
-        at=row["at"],
-        key_id=KeyId(row["key_id"]),
-        peer=row["peer"],
-        method=row["method"],
-        resources=json.loads(row["resources"]),
-        trace_id=row["trace_id"],
-    )

@@ -290,8 +290,8 @@ async def test_a_job_key_works_from_the_service_that_holds_it_and_nowhere_else(m
     await provisioner.RegisterDeployment(request, metadata=bearer(job.key))
     elsewhere = mesh.stub(AuthServiceStub, "auth", "app_proxy")
     with refused("UNAUTHENTICATED", "KEY_INVALID"):
-        await elsewhere.VerifyDeployment(
-            pb2.VerifyDeploymentRequest(deployment_id=deployment_id), metadata=bearer(job.key)
+        await elsewhere.RecordAuditEvent(
+            pb2.RecordAuditEventRequest(method="x.Y/Z", peer="edge"), metadata=bearer(job.key)
         )
     listed = await mesh.stub(AuthServiceStub, "auth").ListKeys(
         pb2.ListKeysRequest(), metadata=bearer(customer.key)
