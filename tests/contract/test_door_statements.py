@@ -23,6 +23,7 @@ from services.app_proxy.database.codecs import (
 )
 from services.app_proxy.database.failures import StatementError
 from services.app_proxy.database.results import Caps, RowsInCaps, unique_names
+from services.app_proxy.database.spans import shape
 from services.app_proxy.database.statements import checked, first_word
 from services.app_proxy.documents import code, llms_txt, manifest, plain
 from services.app_proxy.schema import ColumnInfo, Key, Schema, Table, TableSummary
@@ -171,6 +172,30 @@ def test_rows_stop_at_either_cap_and_say_why() -> None:
 
 def test_a_repeated_column_keeps_every_value() -> None:
     assert unique_names(["a", "a", "b", "a", "a_2"]) == ["a", "a_2", "b", "a_3", "a_2_2"]
+
+
+@pytest.mark.parametrize(
+    ("sql", "told"),
+    [
+        ("SELECT * FROM t1 WHERE a = $1", "SELECT * FROM t1 WHERE a = $1"),
+        ("SELECT 'secret', 42, 1.5e3, 0x1F", "SELECT ?, ?, ?, ?"),
+        ("SELECT 'it''s secret', E'a\\' secret'", "SELECT ?, ?"),
+        ("SELECT $$secret'$$, $a$ secret $$ secret $a$", "SELECT ?, ?"),
+        ("SELECT 1 -- secret\n, 2", "SELECT ?  \n, ?"),
+        ("SELECT /* secret */ 1", "SELECT   ?"),
+        ("SELECT 1 /* a /* b */ secret */", "SELECT ?"),
+        ("SELECT 'secret", "SELECT ?"),
+        ("SELECT $$ secret", "SELECT ?"),
+        ('SELECT "a column" FROM "it\'s"', 'SELECT "a column" FROM "it\'s"'),
+    ],
+)
+def test_a_trace_tells_a_statements_shape_and_nothing_in_it(sql: str, told: str) -> None:
+    assert shape(sql) == told
+
+
+@given(st.text())
+def test_the_shape_of_any_text_is_short(text: str) -> None:
+    assert len(shape(text * 100)) <= 1_000
 
 
 def table(name: str, comment: str | None = None, column: str = "id") -> Table:

@@ -533,10 +533,13 @@ class OwnServer:
     async def start(self) -> None:
         await postgres_process.start(self.directory, self.port, {"fsync": "off"})
 
-    def kill(self) -> None:
+    async def kill(self) -> None:
         running = postgres_process.running(self.directory)
         assert running is not None
         os.kill(running.pid, signal.SIGKILL)
+        async with asyncio.timeout(_PATIENCE_SECONDS):
+            while postgres_process.running(self.directory) is not None:
+                await asyncio.sleep(0.01)
 
 
 @pytest.fixture
@@ -564,12 +567,12 @@ async def test_a_killed_server_is_woken_by_the_next_query(own_server: OwnServer)
     async with a_setting(server) as setting:
         await setting.execute("CREATE TABLE kept AS SELECT 42 AS x")
         assert await setting.value("SELECT x FROM kept") == 42
-        own_server.kill()
+        await own_server.kill()
         async with asyncio.timeout(_PATIENCE_SECONDS):
             assert await setting.value("SELECT x FROM kept") == 42
         # A session can outlive its server for a moment, and may have been what answered.
         await own_server.start()
-        own_server.kill()
+        await own_server.kill()
         async with asyncio.timeout(_PATIENCE_SECONDS):
             await setting.execute("INSERT INTO kept VALUES (43)")
         assert await setting.value("SELECT count(*) FROM kept") == 2
@@ -589,7 +592,7 @@ async def test_a_change_is_not_sent_twice_when_the_server_dies_under_it(
                 "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
             ):
                 await asyncio.sleep(0.02)
-        own_server.kill()
+        await own_server.kill()
         failure = await change
         assert failure.code == "08006"
         assert failure.retry_after is not None

@@ -21,6 +21,7 @@ from services.app_proxy.database.failures import (
 from services.app_proxy.database.pools import Pools, Session
 from services.app_proxy.database.results import Caps, Column, Result, RowsInCaps, unique_names
 from services.app_proxy.database.roles import Role
+from services.app_proxy.database.spans import statement_span
 from services.app_proxy.database.statements import checked
 from services.shared.ids import DeploymentId
 
@@ -146,16 +147,18 @@ class Executor:
             await _roll_back(session)
 
     async def _run(self, session: Session, role: Role, sql: str, params: Sequence[Any]) -> Result:
-        with session.watched(sent=False), statement_errors():
-            statement = await session.connection.prepare(sql)
-        _check_count(statement, params)
-        with session.watched(sent=True), statement_errors():
-            writes = role is Role.WRITER
-            result = await self._read(session, statement, params, drain=writes)
-            if writes:
+        writes = role is Role.WRITER
+        with statement_span(sql):
+            with session.watched(sent=False), statement_errors():
+                statement = await session.connection.prepare(sql)
+            _check_count(statement, params)
+            with session.watched(sent=True), statement_errors():
+                result = await self._read(session, statement, params, drain=writes)
+        if writes:
+            with session.watched(sent=True), statement_errors():
                 # Deferred constraints speak only now.
                 await session.connection.execute("COMMIT")
-            return result
+        return result
 
     async def _read(
         self, session: Session, statement: "_Statement", params: Sequence[Any], *, drain: bool
