@@ -19,6 +19,8 @@ from deploy.local.files import write_private
 from deploy.local.pki import Paths
 from deploy.local.ports import free_ports
 from deploy.local.valkey import ValkeyServer
+from services.provisioner.drivers.local import remove_home
+from services.provisioner.drivers.postgres_process import reachable_home
 from services.shared.keyformat import new_key
 from services.shared.principal import KeyKind
 from services.shared.server import serving
@@ -180,6 +182,7 @@ async def running_mesh(
             await channel.close()
         for service in reversed(list(mesh.running)):
             await mesh.stop(service)
+        await remove_home(reachable_home(own_home))
 
 
 def _common(home: Path, operator_key: str, ports: Mapping[str, int]) -> dict[str, Any]:
