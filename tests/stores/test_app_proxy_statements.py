@@ -22,6 +22,7 @@ from services.app_proxy.database.pools import PoolLimits, Pools, open_pools
 from services.app_proxy.database.results import Caps
 from services.app_proxy.database.roles import Address, Role
 from services.provisioner.drivers import postgres_process
+from services.provisioner.drivers.local import remove_home
 from services.provisioner.drivers.postgres_process import Blueprint
 from services.shared.errors import UnavailableError
 from services.shared.ids import DeploymentId, new_deployment_id, random_text
@@ -558,7 +559,7 @@ async def own_server(home: Path) -> AsyncIterator[OwnServer]:
     await postgres_process.clone(template, own.directory)
     await own.start()
     yield own
-    await postgres_process.destroy(own.directory)
+    await remove_home(folder)
 
 
 @pytest.mark.promise("P-12")
