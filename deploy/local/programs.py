@@ -11,7 +11,7 @@ from deploy.local.layout import SERVICES, Layout
 from deploy.local.pki import Paths
 from deploy.local.ports import LOOPBACK
 from deploy.local.probes import EDGE, POSTGRES, VALKEY, probes
-from deploy.local.processes import Program
+from deploy.local.processes import Program, rotate
 
 Overrides = Mapping[str, Mapping[str, str]]
 
@@ -76,6 +76,7 @@ class Programs:
 
     def edge(self) -> Program:
         """Returns the front door."""
+        rotate(self.layout.log("access"))
         command = envoy.configure(self.layout.envoy, self._edge(), self.options.concurrency)
         return self._program(EDGE, command, PROCESS)
 

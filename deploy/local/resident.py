@@ -35,7 +35,11 @@ class ResidentPostgres:
         return max(0, self.starts - 1)
 
     async def run(self) -> None:
-        """Keeps the server running; returns when it has ended after `end`."""
+        """Keeps the server running; returns when it has ended after `end`.
+
+        Raises:
+            ServerError: it could not be started a first time.
+        """
         while not self._ending.is_set():
             pause = _WATCH_SECONDS
             if self._lost():
@@ -58,7 +62,9 @@ class ResidentPostgres:
         try:
             await postgres.start(self._home, port)
         except ServerError as error:
-            note(self.program.log, f"postgres: {error}")
+            note(self.program.log, f"{self.program.name} cannot be started: {error}")
+            if self.starts == 0:
+                raise
             return _PAUSE_SECONDS
         server = postgres_process.running(self._directory)
         self.alive = identified(server.pid) if server else None

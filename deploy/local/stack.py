@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import monotonic
 from typing import Self
 
 from deploy.local import postgres
@@ -108,9 +109,10 @@ class _Running:
         self.addresses = addresses_of(layout, ports)
 
     async def __aenter__(self) -> Self:
+        until = monotonic() + START_SECONDS
         try:
-            await self._start_stores()
-            await self._start_services()
+            await self._start_stores(until)
+            await self._start_services(until)
         except BaseException:
             await self._stop()
             raise
@@ -122,21 +124,21 @@ class _Running:
         self._progress("stopping")
         await self._stop()
 
-    async def _start_stores(self) -> None:
+    async def _start_stores(self, until: float) -> None:
         programs = self._programs
         stores: list[Kept] = [
             ResidentPostgres(programs.postgres(), self._layout.state, self._changed),
             Supervised(programs.valkey(), self._changed),
         ]
-        await self._supervisor.start(stores, START_SECONDS, self._progress)
+        await self._supervisor.start(stores, until, self._progress)
         server = await postgres.start(self._layout.state, programs.ports[POSTGRES])
         for service in WITH_DATABASE:
             await server.create_service(service)
 
-    async def _start_services(self) -> None:
+    async def _start_services(self, until: float) -> None:
         programs = [*map(self._programs.service, SERVICES), self._programs.edge()]
         kept = [Supervised(program, self._changed) for program in programs]
-        await self._supervisor.start(kept, START_SECONDS, self._progress)
+        await self._supervisor.start(kept, until, self._progress)
 
     async def _stop(self) -> None:
         """Ends everything from the outside in; deployments' servers after what could start one."""

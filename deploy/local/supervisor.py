@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from time import monotonic
 from typing import Protocol
 
 import psutil
@@ -69,11 +70,11 @@ class Supervisor:
         """What is kept running, in the order in which it was started."""
         return [kept for kept, _ in self._kept.values()]
 
-    async def start(self, wanted: Sequence[Kept], seconds: float, progress: Progress) -> None:
+    async def start(self, wanted: Sequence[Kept], until: float, progress: Progress) -> None:
         """Returns once all of `wanted` are healthy; they start side by side.
 
         Raises:
-            StartError: one of them was not within `seconds`, or will not be.
+            StartError: one of them was not at the monotonic time `until`, or will not be.
         """
         for kept in wanted:
             task = asyncio.create_task(kept.run(), name=kept.program.name)
@@ -81,7 +82,7 @@ class Supervisor:
         try:
             async with asyncio.TaskGroup() as group:
                 for kept in wanted:
-                    group.create_task(self._healthy(kept, seconds, progress))
+                    group.create_task(self._healthy(kept, until, progress))
         except ExceptionGroup as failed:
             raise failed.exceptions[0] from None
 
@@ -93,15 +94,15 @@ class Supervisor:
         await asyncio.gather(*(task for _, task in ending), return_exceptions=True)
         self._changed()
 
-    async def _healthy(self, kept: Kept, seconds: float, progress: Progress) -> None:
+    async def _healthy(self, kept: Kept, until: float, progress: Progress) -> None:
         program = kept.program
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(until - monotonic()):
                 while not await program.probe():
                     self._refuse_hopeless(kept)
                     await asyncio.sleep(_POLL_SECONDS)
         except TimeoutError:
-            raise _failure(program, f"is not healthy after {seconds:.0f} s") from None
+            raise _failure(program, "is not healthy in time") from None
         progress(f"{program.name} is healthy at {program.address}")
 
     def _refuse_hopeless(self, kept: Kept) -> None:

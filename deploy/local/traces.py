@@ -146,7 +146,8 @@ def _label(span: Span) -> str:
     detail = " ".join(statement.split())
     if len(detail) > _MOST_DETAIL:
         detail = detail[: _MOST_DETAIL - 1] + "…"
-    return f"{span.service}  {span.name}" + (f"  [{detail}]" if detail else "")
+    named = detail or span.name
+    return f"{span.service}  " + (named if named.startswith(span.name) else f"{span.name}  {named}")
 
 
 def _times(span: Span, first: int) -> str:

@@ -139,7 +139,6 @@ async def test_a_refusal_passes_as_app_proxy_worded_it(door: Door) -> None:
     assert not door.recorded.requests
 
 
-@pytest.mark.promise("P-25")
 async def test_a_stranger_cannot_speak_as_the_mesh(door: Door) -> None:
     forged = {
         "x-bulkhead-deployment": "dep_forged",
@@ -161,7 +160,6 @@ async def test_a_stranger_cannot_speak_as_the_mesh(door: Door) -> None:
     assert added == {"x-envoy-external-address": LOOPBACK}
 
 
-@pytest.mark.promise("P-25")
 async def test_a_stranger_cannot_speak_as_the_mesh_to_the_api_either(door: Door) -> None:
     path = "/bulkhead.auth.v1.AuthService/GetTenant"
     code = await call(door.target, path, **{"x-bulkhead-peer": "provisioner"})

@@ -7,6 +7,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from time import monotonic
 
 import psutil
 import pytest
@@ -64,7 +65,7 @@ async def supervised(one: Program) -> AsyncIterator[Supervised]:
     kept = Supervised(one, lambda: None)
     supervisor = Supervisor(lambda: None)
     try:
-        await supervisor.start([kept], SECONDS, lambda _: None)
+        await supervisor.start([kept], monotonic() + SECONDS, lambda _: None)
         yield kept
     finally:
         await supervisor.stop([one.name])
