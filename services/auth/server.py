@@ -17,7 +17,7 @@ from services.auth.settings import Settings
 from services.shared.clock import utc_now
 from services.shared.postgres import open_database
 from services.shared.server import Registration, Service
-from services.shared.settings import secret_text
+from services.shared.settings import UnusableFileError, read_file, secret_text
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 
@@ -29,7 +29,7 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
         feed = RevocationFeed(database)
         service = AuthService(
             database,
-            Pepper(settings.pepper_file.read_bytes().strip()),
+            _pepper(settings.pepper_file),
             feed,
             utc_now,
             key_prefix=settings.key_prefix,
@@ -56,3 +56,10 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
             feeding.cancel()
             with suppress(asyncio.CancelledError):
                 await feeding
+
+
+def _pepper(file: Path) -> Pepper:
+    try:
+        return Pepper(read_file(file).strip())
+    except ValueError as error:
+        raise UnusableFileError(f"{file}: {error}") from error

@@ -11,6 +11,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from services.shared.settings import UnusableFileError
+
 _KEY_BYTES = 32
 _NONCE_BYTES = 12
 _SALT_BYTES = 16
@@ -18,7 +20,7 @@ _LEAST_CHARACTERS = 32
 
 
 class MasterSecretError(Exception):
-    """The file is no secret, or what was sealed was not sealed with it."""
+    """What was sealed was not sealed with this secret, or not for this."""
 
 
 class MasterSecret:
@@ -65,15 +67,15 @@ def read_master_secret(file: Path) -> MasterSecret:
     """Returns the secret in `file`; a random one is written there first if there is no file.
 
     Raises:
-        MasterSecretError: others can read the file, or it holds too little.
+        UnusableFileError: others can read the file, or it holds too little.
     """
     _ensure(file)
     with file.open("rb") as opened:
         if stat.S_IMODE(os.fstat(opened.fileno()).st_mode) & stat.S_IRWXO:
-            raise MasterSecretError(f"{file}: everybody can read it; make it 0600")
+            raise UnusableFileError(f"{file}: everybody can read it; make it 0600")
         secret = opened.read().strip()
     if len(secret) < _LEAST_CHARACTERS:
-        raise MasterSecretError(f"{file}: it needs at least {_LEAST_CHARACTERS} characters")
+        raise UnusableFileError(f"{file}: it needs at least {_LEAST_CHARACTERS} characters")
     return MasterSecret(secret)
 
 

@@ -186,7 +186,12 @@ async def connect(settings: PostgresSettings) -> "asyncpg.Connection[asyncpg.Rec
 async def open_database(
     settings: PostgresSettings, service: str, migrations: Path
 ) -> AsyncIterator[Database]:
-    """Yields the service's database, its migrations applied."""
+    """Yields the service's database, its migrations applied.
+
+    Raises:
+        UnavailableError: it cannot be reached.
+        MigrationError: an applied migration was changed.
+    """
     pool = asyncpg.create_pool(
         host=settings.postgres_host,
         port=settings.postgres_port,
@@ -198,10 +203,14 @@ async def open_database(
         timeout=_CONNECT_TIMEOUT_SECONDS,
         command_timeout=_COMMAND_TIMEOUT_SECONDS,
     )
-    async with pool:
-        async with pool.acquire() as connection:
-            await migrate(connection, migrations)
+    try:
+        with postgres_errors():
+            await pool
+            async with pool.acquire() as connection:
+                await migrate(connection, migrations)
         yield Database(pool, service, settings)
+    finally:
+        await pool.close()
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,14 +10,16 @@ from typing import TypeVar
 import uvloop
 from pydantic import ValidationError
 
+from services.shared.errors import UnavailableError
 from services.shared.logging import configure_logging
 from services.shared.server import Service, serving
-from services.shared.settings import ServiceSettings
+from services.shared.settings import ServiceSettings, UnusableFileError
 from services.shared.telemetry import exported
 
 S = TypeVar("S", bound=ServiceSettings)
 Compose = Callable[[S], AbstractAsyncContextManager[Service]]
 
+CANNOT_START = 1
 WRONG_SETTINGS = 2
 
 
@@ -25,8 +27,15 @@ def main(name: str, settings_type: type[S], compose: Compose[S]) -> None:
     """Serves until SIGTERM or SIGINT; bad settings end the process with 2 and one clear line."""
     settings = read_settings(settings_type)
     configure_logging(name, settings.log_level)
-    with exported(name, settings.otlp_endpoint):
-        uvloop.run(_serve(settings, compose))
+    try:
+        with exported(name, settings.otlp_endpoint):
+            uvloop.run(_serve(settings, compose))
+    except UnusableFileError as error:
+        print(error, file=sys.stderr)  # noqa: T201 for whoever starts it, beside the logs
+        raise SystemExit(WRONG_SETTINGS) from None
+    except UnavailableError as error:
+        print(f"{name} cannot start: {error.message}", file=sys.stderr)  # noqa: T201 the same
+        raise SystemExit(CANNOT_START) from None
 
 
 def read_settings(settings_type: type[S]) -> S:

@@ -63,6 +63,26 @@ class ValkeySettings(Environment):
     valkey_password_file: Path | None = None
 
 
+class UnusableFileError(Exception):
+    """A file that a setting names cannot be used; says which and why, never what is in it."""
+
+
+def read_file(file: Path) -> bytes:
+    """Returns what is in `file`.
+
+    Raises:
+        UnusableFileError: it is not there, or not ours to read.
+    """
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise UnusableFileError(f"{file}: {error.strerror}") from error
+
+
 def secret_text(file: Path | None) -> str | None:
-    """Returns the secret in `file` without surrounding space; None without a file."""
-    return file.read_text().strip() if file is not None else None
+    """Returns the secret in `file` without surrounding space; None without a file.
+
+    Raises:
+        UnusableFileError: it is not there, or not ours to read.
+    """
+    return read_file(file).decode().strip() if file is not None else None

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import grpc
 
-from services.shared.settings import ServiceSettings
+from services.shared.settings import ServiceSettings, read_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class Identity:
     @classmethod
     def read(cls, certificate: Path, key: Path, authority: Path) -> "Identity":
         """Returns the identity in three files."""
-        return cls(certificate.read_bytes(), key.read_bytes(), authority.read_bytes())
+        return cls(read_file(certificate), read_file(key), read_file(authority))
 
 
 def identity_of(settings: ServiceSettings) -> Identity:

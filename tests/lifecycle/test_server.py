@@ -1,6 +1,7 @@
 """The parts every service is made of, under load and at their end."""
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -36,6 +37,7 @@ from services.shared.server import (
 from services.shared.settings import ServiceSettings
 from services.shared.status import from_rpc_error
 from services.shared.tls import Identity, channel_credentials
+from tests.contracts import ROOT
 from tests.mesh import bearer
 from tests.refusals import refused
 
@@ -412,6 +414,27 @@ def test_a_bad_setting_is_one_line_that_names_it_and_exit_2(
 
 def probe_of(port: int) -> grpc.aio.Channel:
     return grpc.aio.insecure_channel(f"127.0.0.1:{port}")
+
+
+async def test_a_service_that_cannot_start_says_why_in_one_line(tmp_path: Path) -> None:
+    pepper = tmp_path / "pepper"
+    pepper.write_text("p" * 32)
+    for settings, code, line in (
+        ({"BULKHEAD_POSTGRES_PORT": str(free_ports(1)[0])}, 1, "auth cannot start: the service's"),
+        ({"BULKHEAD_POSTGRES_PASSWORD_FILE": "/nowhere"}, 2, "/nowhere: No such file"),
+    ):
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "services.auth",
+            env={"BULKHEAD_PEPPER_FILE": str(pepper)} | settings,
+            cwd=ROOT,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        _, err = await asyncio.wait_for(process.communicate(), 30)
+        assert process.returncode == code
+        assert err.decode().startswith(line)
+        assert err.decode().count("\n") == 1
 
 
 async def health(channel: grpc.aio.Channel, service: str = "") -> int:

@@ -38,6 +38,7 @@ from services.shared.ids import (
     new_tenant_id,
 )
 from services.shared.postgres import Connection, Database, open_database
+from services.shared.settings import UnusableFileError
 from tests.databases import SERVICES, Databases
 
 QUEUE = WorkQueue("provisioner_service")
@@ -281,7 +282,7 @@ def test_the_master_secret_is_made_once_and_kept_private(tmp_path: Path) -> None
     assert read_master_secret(file).password("x") == first.password("x")
     assert [path.name for path in file.parent.iterdir()] == ["database"]
     file.chmod(0o644)
-    with pytest.raises(MasterSecretError, match="everybody"):
+    with pytest.raises(UnusableFileError, match="everybody"):
         read_master_secret(file)
 
 
@@ -289,7 +290,7 @@ def test_a_short_master_secret_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "database"
     file.write_text("short")
     file.chmod(0o600)
-    with pytest.raises(MasterSecretError, match="32"):
+    with pytest.raises(UnusableFileError, match="32"):
         read_master_secret(file)
 
 
