@@ -133,6 +133,8 @@ class Supervised:
                 stderr=descriptor,
                 env=dict(self.program.environment),
                 cwd="/",
+                # Ctrl-C at the terminal is for the supervisor, which ends the others in order.
+                start_new_session=True,
             )
         finally:
             os.close(descriptor)

@@ -241,6 +241,7 @@ async def test_in_the_foreground_a_signal_ends_everything(tmp_path: Path) -> Non
         *(sys.executable, "-m", "cli", "up", "--json", "--state", str(state)),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
+        start_new_session=True,
     )
     try:
         assert process.stdout
@@ -249,8 +250,11 @@ async def test_in_the_foreground_a_signal_ends_everything(tmp_path: Path) -> Non
             while not document.endswith("\n}\n"):
                 document += (await process.stdout.readline()).decode()
         assert json.loads(document)["state"] == str(state)
-        process.send_signal(signal.SIGINT)
+        # As a terminal does it: to the whole process group.
+        os.killpg(process.pid, signal.SIGINT)
         assert await process.wait() == 0
+        for log in PROCESSES[2:]:
+            assert " ended with " not in (state / "logs" / f"{log}.log").read_text()
         assert not processes_of(state)
     finally:
         assert (await bulkhead("down", "--purge", "--state", str(state))).code == 0
