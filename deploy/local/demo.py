@@ -5,14 +5,16 @@ all. Everything runs in a temporary folder and nothing of it is left. Exits with
 it must, 1 on any surprise, 130 when interrupted.
 """
 
+import argparse
 import asyncio
 import signal
 import sys
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+from deploy.local.foreground import parse_overrides
 from deploy.local.layout import Layout
-from deploy.local.programs import Options
+from deploy.local.programs import Options, Overrides
 from deploy.local.stack import Addresses, Stack
 from deploy.local.story import evidence, preparation, refusals, work
 from deploy.local.story.command_line import CommandLine
@@ -26,8 +28,8 @@ _MOST_SECONDS = 180.0
 _SURPRISED, _INTERRUPTED = 1, 130
 
 
-async def play(stage: Stage) -> None:
-    """Plays the whole story.
+async def play(stage: Stage, overrides: Overrides) -> None:
+    """Plays the whole story, on services with these settings.
 
     Raises:
         Surprise: something did not happen as it must.
@@ -38,7 +40,7 @@ async def play(stage: Stage) -> None:
         state = exits.enter_context(temporary_state("bulkhead-demo-"))
         folders = (state, Layout.of(state).servers)
         with stage.step("The stack starts in a temporary folder"):
-            scene = await _started(stage, exits, state, receiver)
+            scene = await _started(stage, exits, state, receiver, overrides)
         await _story(scene)
         with stage.step("Everything stops, and nothing is left behind"):
             before = evidence.processes(state)
@@ -46,9 +48,11 @@ async def play(stage: Stage) -> None:
             evidence.nothing_left(scene, before, folders)
 
 
-async def _started(stage: Stage, exits: AsyncExitStack, state: Path, receiver: Receiver) -> Scene:
+async def _started(
+    stage: Stage, exits: AsyncExitStack, state: Path, receiver: Receiver, overrides: Overrides
+) -> Scene:
     stage.command("operator", f"bulkhead up --state {state} --otlp {receiver.endpoint}")
-    stack = Stack(state, Options(otlp=receiver.endpoint))
+    stack = Stack(state, Options(otlp=receiver.endpoint, overrides=overrides))
     addresses: Addresses = await exits.enter_async_context(stack.running(stage.result))
     stage.say(f"The front door is {addresses.edge}; deployments are hosts below it.")
     return Scene(stage, addresses, CommandLine(addresses.api), receiver.traces)
@@ -80,7 +84,7 @@ async def _story(scene: Scene) -> None:
         await evidence.one_trace(scene, trace_id)
 
 
-async def _played(stage: Stage) -> int:
+async def _played(stage: Stage, overrides: Overrides) -> int:
     """Returns the exit code; SIGINT and SIGTERM end the story early, and tidily."""
     task = asyncio.current_task()
     assert task is not None  # noqa: S101 a coroutine runs in a task
@@ -96,7 +100,7 @@ async def _played(stage: Stage) -> int:
         asyncio.get_running_loop().add_signal_handler(number, interrupt)
     try:
         async with asyncio.timeout(_MOST_SECONDS):
-            await play(stage)
+            await play(stage, overrides)
     except asyncio.CancelledError:
         return _INTERRUPTED
     except Exception as error:  # noqa: BLE001 whatever it is, it is told in one line
@@ -123,13 +127,29 @@ def _why(error: BaseException) -> str:
 
 def main() -> int:
     """Returns the exit code."""
+    overrides = _overrides()
     stage = Stage()
     stage.open(
         "Bulkhead: one key, one Postgres server",
         "Two tenants, a deployment and an agent each. Every command and every answer is real.",
         "Who stands before the $ has its key in BULKHEAD_KEY; agents call tools over MCP.",
     )
-    return asyncio.run(_played(stage))
+    return asyncio.run(_played(stage, overrides))
+
+
+def _overrides() -> Overrides:
+    parser = argparse.ArgumentParser(prog="python -m deploy.local.demo")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SERVICE.SETTING=VALUE",
+        help="a setting of one service, as `bulkhead up` takes it",
+    )
+    try:
+        return parse_overrides(parser.parse_args().set)
+    except ValueError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":
