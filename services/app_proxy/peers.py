@@ -33,7 +33,7 @@ class RatelimitLimits:
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._stub = RatelimitServiceStub(channel)
-        self._acquire: Coalescer[bytes, Allowance] = Coalescer(self._acquire_all)
+        self._acquire: Coalescer[bytes, Allowance] = Coalescer(self._acquire_all, flights=1)
 
     async def acquire(self, key_digest: bytes) -> Allowance:
         """Takes one call of the deployment whose key has the digest.

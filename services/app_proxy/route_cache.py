@@ -35,7 +35,7 @@ class ValkeyRouteCache:
         self._seconds = seconds
         self._unknown_seconds = unknown_seconds
         self._tombstone_seconds = tombstone_seconds
-        self._read: Coalescer[str, Remembered | None] = Coalescer(self._read_all)
+        self._read: Coalescer[str, Remembered | None] = Coalescer(self._read_all, flights=1)
 
     async def look_up(self, host: str) -> Remembered | None:
         """Returns what is remembered of `host`; concurrent look-ups travel as one MGET.

@@ -1,5 +1,6 @@
 """The use cases: routes as the provisioner writes them, and the check of each request."""
 
+import time
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
@@ -150,12 +151,36 @@ class Routing:
             structlog.get_logger().warning("route not remembered", host=host, why=error.message)
 
 
+FindRoute = Callable[[str], Awaitable[Route | None]]
+
+_RECENT_SECONDS = 1.0
+_MOST_RECENT = 10_000
+
+
+class RecentRoutes:
+    """The routes by which requests were admitted within the last second."""
+
+    def __init__(self) -> None:
+        self._routes: dict[str, tuple[Route, float]] = {}
+
+    def remember(self, route: Route) -> None:
+        """Remembers the route for a second."""
+        if len(self._routes) >= _MOST_RECENT:
+            self._routes.clear()
+        self._routes[route.host] = (route, time.monotonic() + _RECENT_SECONDS)
+
+    def get(self, host: str) -> Route | None:
+        """Returns the route of `host`, if a request was admitted by it just now."""
+        route, until = self._routes.get(host, (None, 0.0))
+        return route if time.monotonic() < until else None
+
+
 class Door:
     """Checks requests: host, state, key, deployment, limit, in this order; it fails closed."""
 
     def __init__(
         self,
-        find_route: Callable[[str], Awaitable[Route | None]],
+        find_route: FindRoute,
         keys: Keys,
         limits: Limits,
         key_prefix: str = DEFAULT_PREFIX,
@@ -164,31 +189,42 @@ class Door:
         self._keys = keys
         self._limits = limits
         self._key_prefix = key_prefix
+        self._admitted = RecentRoutes()
 
     async def admit(self, visit: Visit) -> Guest | Refusal:
         """Returns who visits, having taken one call of its limits; or why the visit ends here."""
-        guest = await self.identify(visit)
+        guest = await self._identified(visit, self._find_route)
         if isinstance(guest, Refusal):
             return guest
         try:
             allowance = await self._limits.acquire(digest(guest.key))
         except UnavailableError as error:
             return unavailable(error)
+        self._admitted.remember(guest.route)
         return over_limit(allowance) or guest
 
     async def identify(self, visit: Visit) -> Guest | Refusal:
-        """Returns who visits; or why the visit ends here."""
+        """Returns who visits, or why the visit ends here; for a request that was admitted before.
+
+        The route may be the one by which a request was admitted here up to a second ago.
+        """
+        return await self._identified(visit, self._find_recent)
+
+    async def _find_recent(self, host: str) -> Route | None:
+        return self._admitted.get(host) or await self._find_route(host)
+
+    async def _identified(self, visit: Visit, find: FindRoute) -> Guest | Refusal:
         try:
-            route = await self._route(visit.authority)
+            route = await self._route(visit.authority, find)
             if route is None:
                 return unknown_host()
             return not_running(route) or await self._guest(route, visit.authorization)
         except UnavailableError as error:
             return unavailable(error)
 
-    async def _route(self, authority: str) -> Route | None:
+    async def _route(self, authority: str, find: FindRoute) -> Route | None:
         host = host_of(authority)
-        return await self._find_route(host) if host is not None else None
+        return await find(host) if host is not None else None
 
     async def _guest(self, route: Route, authorization: str | None) -> Guest | Refusal:
         key = presented_key(authorization)

@@ -1,6 +1,7 @@
 """Settings that every service has; each reads `BULKHEAD_*` once, at start."""
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -27,7 +28,7 @@ class ServiceSettings(Environment):
     trust_domain: str = "bulkhead.local"
     # Receiver of OTLP over gRPC, as host:port; empty: no traces, no metrics, no cost.
     otlp_endpoint: str = ""
-    log_level: str = "info"
+    log_level: Literal["debug", "info", "warning", "error", "critical"] = "info"
     key_prefix: str = Field(default="smcp", pattern=r"^[a-z]{2,12}$")
     # Calls served at once; one more is refused with OVERLOADED before it starts.
     max_in_flight: int = Field(default=512, ge=1)
