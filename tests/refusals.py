@@ -16,7 +16,7 @@ class Refusal:
 
 
 @contextmanager
-def refused(code: str, reason: str, *, field: str | None = None) -> Iterator[Refusal]:
+def expect_refused(code: str, reason: str, *, field: str | None = None) -> Iterator[Refusal]:
     """Passes when the block is refused with exactly this code, reason and field."""
     refusal = Refusal()
     with pytest.raises(grpc.aio.AioRpcError) as caught:

@@ -6,7 +6,7 @@ from bulkhead.app_proxy.v1.routing_service_pb2_grpc import RoutingServiceStub
 
 from services.shared.ids import new_deployment_id
 from tests.mesh import Mesh, bearer
-from tests.refusals import refused
+from tests.refusals import expect_refused
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +41,7 @@ async def test_a_route_is_put_replaced_read_and_deleted(
         await routing.DeleteRoute(
             pb2.DeleteRouteRequest(deployment_id=first.deployment_id), metadata=metadata
         )
-    with refused("NOT_FOUND", "RESOURCE_NOT_FOUND"):
+    with expect_refused("NOT_FOUND", "RESOURCE_NOT_FOUND"):
         await routing.GetRoute(pb2.GetRouteRequest(host=first.host), metadata=metadata)
 
 
@@ -52,13 +52,13 @@ async def test_another_tenants_host_is_taken_and_its_route_unknown(
     owner, other = await mesh.customer(), await mesh.customer()
     theirs = route("taken-1.localhost")
     await routing.PutRoute(pb2.PutRouteRequest(route=theirs), metadata=bearer(owner.key))
-    with refused("ALREADY_EXISTS", "HOST_TAKEN"):
+    with expect_refused("ALREADY_EXISTS", "HOST_TAKEN"):
         await routing.PutRoute(
             pb2.PutRouteRequest(route=route(theirs.host)), metadata=bearer(other.key)
         )
-    with refused("NOT_FOUND", "RESOURCE_NOT_FOUND"):
+    with expect_refused("NOT_FOUND", "RESOURCE_NOT_FOUND"):
         await routing.GetRoute(pb2.GetRouteRequest(host=theirs.host), metadata=bearer(other.key))
-    with refused("NOT_FOUND", "RESOURCE_NOT_FOUND"):
+    with expect_refused("NOT_FOUND", "RESOURCE_NOT_FOUND"):
         moved = route("moved-1.localhost", deployment_id=theirs.deployment_id)
         await routing.PutRoute(pb2.PutRouteRequest(route=moved), metadata=bearer(other.key))
     await routing.DeleteRoute(
@@ -76,7 +76,7 @@ async def test_a_bad_host_is_refused_by_name(
     mesh: Mesh, routing: RoutingServiceStub, host: str
 ) -> None:
     customer = await mesh.customer()
-    with refused("INVALID_ARGUMENT", "FIELD_INVALID", field="route.host"):
+    with expect_refused("INVALID_ARGUMENT", "FIELD_INVALID", field="route.host"):
         await routing.PutRoute(
             pb2.PutRouteRequest(route=route(host)), metadata=bearer(customer.key)
         )

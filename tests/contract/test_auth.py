@@ -12,7 +12,7 @@ from services.shared.ids import new_deployment_id
 from services.shared.keyformat import digest, new_key, well_formed
 from services.shared.principal import KeyKind
 from tests.mesh import Mesh, bearer, fresh_id
-from tests.refusals import refused
+from tests.refusals import expect_refused
 
 PREFIX = "bulkhead.auth.v1.AuthService"
 
@@ -51,10 +51,10 @@ async def test_creating_a_tenant_again_by_the_same_request_creates_nothing_new(
     assert third.key_id == first.key_id
     await auth.GetTenant(pb2.GetTenantRequest(), metadata=bearer(third.key))
     # Its key is in use now, so its secret cannot be given again.
-    with refused("ALREADY_EXISTS", "REQUEST_REPLAYED"):
+    with expect_refused("ALREADY_EXISTS", "REQUEST_REPLAYED"):
         await auth.CreateTenant(request, metadata=bearer(mesh.operator_key))
     request.name = "Other"
-    with refused("ALREADY_EXISTS", "REQUEST_REPLAYED"):
+    with expect_refused("ALREADY_EXISTS", "REQUEST_REPLAYED"):
         await auth.CreateTenant(request, metadata=bearer(mesh.operator_key))
 
 
@@ -73,16 +73,16 @@ async def test_creating_a_tenant_again_by_the_same_request_creates_nothing_new(
 async def test_a_tenant_with_a_bad_field_is_refused_by_name(
     mesh: Mesh, auth: AuthServiceStub, field: str, request_: pb2.CreateTenantRequest
 ) -> None:
-    with refused("INVALID_ARGUMENT", "FIELD_INVALID", field=field):
+    with expect_refused("INVALID_ARGUMENT", "FIELD_INVALID", field=field):
         await auth.CreateTenant(request_, metadata=bearer(mesh.operator_key))
 
 
 async def test_only_an_operator_creates_tenants(mesh: Mesh, auth: AuthServiceStub) -> None:
     customer = await mesh.customer()
     request = pb2.CreateTenantRequest(request_id=fresh_id(), name="Acme")
-    with refused("PERMISSION_DENIED", "KEY_KIND_REFUSED"):
+    with expect_refused("PERMISSION_DENIED", "KEY_KIND_REFUSED"):
         await auth.CreateTenant(request, metadata=bearer(customer.key))
-    with refused("PERMISSION_DENIED", "KEY_KIND_REFUSED"):
+    with expect_refused("PERMISSION_DENIED", "KEY_KIND_REFUSED"):
         await auth.GetTenant(pb2.GetTenantRequest(), metadata=bearer(mesh.operator_key))
 
 
@@ -92,12 +92,12 @@ async def test_without_a_proper_key_nothing_opens(
 ) -> None:
     metadata = () if authorization is None else (("authorization", authorization),)
     reason = "KEY_MISSING" if authorization is None else "KEY_INVALID"
-    with refused("UNAUTHENTICATED", reason):
+    with expect_refused("UNAUTHENTICATED", reason):
         await auth.GetTenant(pb2.GetTenantRequest(), metadata=metadata)
 
 
 async def test_a_well_formed_key_that_nobody_issued_is_refused(auth: AuthServiceStub) -> None:
-    with refused("UNAUTHENTICATED", "KEY_INVALID"):
+    with expect_refused("UNAUTHENTICATED", "KEY_INVALID"):
         await auth.GetTenant(pb2.GetTenantRequest(), metadata=bearer(new_key(KeyKind.TENANT)))
 
 
@@ -120,11 +120,11 @@ async def test_a_key_cannot_give_more_than_it_has(mesh: Mesh, auth: AuthServiceS
     customer = await mesh.customer()
     narrow = await mesh.key(customer, scopes=("keys:write", "usage:read"))
     request = pb2.IssueKeyRequest(request_id=fresh_id(), scopes=["audit:read"])
-    with refused("PERMISSION_DENIED", "SCOPE_MISSING"):
+    with expect_refused("PERMISSION_DENIED", "SCOPE_MISSING"):
         await auth.IssueKey(request, metadata=bearer(narrow.key))
-    with refused("INVALID_ARGUMENT", "FIELD_INVALID", field="scopes"):
+    with expect_refused("INVALID_ARGUMENT", "FIELD_INVALID", field="scopes"):
         await mesh.key(customer, scopes=("tenants:write",))
-    with refused("PERMISSION_DENIED", "SCOPE_MISSING"):
+    with expect_refused("PERMISSION_DENIED", "SCOPE_MISSING"):
         await auth.ListKeys(
             pb2.ListKeysRequest(),
             metadata=bearer((await mesh.key(customer, scopes=("audit:read",))).key),
@@ -140,7 +140,7 @@ async def test_a_key_for_another_tenants_deployment_is_refused_as_for_an_unknown
     deployment_id = await registered(mesh, owner.key)
     messages = set()
     for target in (deployment_id, new_deployment_id()):
-        with refused("NOT_FOUND", "RESOURCE_NOT_FOUND") as refusal:
+        with expect_refused("NOT_FOUND", "RESOURCE_NOT_FOUND") as refusal:
             await mesh.key(other, target)
         messages.add(refusal.value.details())
     assert len(messages) == 1
@@ -155,10 +155,10 @@ async def test_repeating_a_request_for_a_key_before_its_use_gives_the_same_key_i
     second = await auth.IssueKey(request, metadata=bearer(customer.key))
     assert first.key_id == second.key_id
     assert first.key != second.key
-    with refused("UNAUTHENTICATED", "KEY_INVALID"):
+    with expect_refused("UNAUTHENTICATED", "KEY_INVALID"):
         await auth.GetTenant(pb2.GetTenantRequest(), metadata=bearer(first.key))
     await auth.GetTenant(pb2.GetTenantRequest(), metadata=bearer(second.key))
-    with refused("ALREADY_EXISTS", "REQUEST_REPLAYED"):
+    with expect_refused("ALREADY_EXISTS", "REQUEST_REPLAYED"):
         await auth.IssueKey(request, metadata=bearer(customer.key))
 
 
@@ -170,7 +170,7 @@ async def test_a_revoked_key_is_refused_and_revoking_again_changes_nothing(
     await auth.GetTenant(pb2.GetTenantRequest(), metadata=bearer(key.key))
     request = pb2.RevokeKeyRequest(key_id=key.key_id)
     first = await auth.RevokeKey(request, metadata=bearer(customer.key))
-    with refused("UNAUTHENTICATED", "KEY_INVALID"):
+    with expect_refused("UNAUTHENTICATED", "KEY_INVALID"):
         await auth.GetTenant(pb2.GetTenantRequest(), metadata=bearer(key.key))
     second = await auth.RevokeKey(request, metadata=bearer(customer.key))
     assert first.revoke_time == second.revoke_time
@@ -182,9 +182,9 @@ async def test_another_tenants_key_cannot_be_revoked_and_is_not_admitted_to_exis
 ) -> None:
     owner, other = await mesh.customer(), await mesh.customer()
     for key_id in (owner.key_id, "key_unknown"):
-        with refused("NOT_FOUND", "RESOURCE_NOT_FOUND"):
+        with expect_refused("NOT_FOUND", "RESOURCE_NOT_FOUND"):
             await auth.RevokeKey(pb2.RevokeKeyRequest(key_id=key_id), metadata=bearer(other.key))
-    with refused("INVALID_ARGUMENT", "FIELD_INVALID", field="key_id"):
+    with expect_refused("INVALID_ARGUMENT", "FIELD_INVALID", field="key_id"):
         await auth.RevokeKey(pb2.RevokeKeyRequest(), metadata=bearer(other.key))
     await auth.GetTenant(pb2.GetTenantRequest(), metadata=bearer(owner.key))
 
@@ -217,14 +217,14 @@ async def test_a_page_token_serves_its_own_list_and_tenant_only(
     await mesh.key(one)
     page = await auth.ListKeys(pb2.ListKeysRequest(page_size=1), metadata=bearer(one.key))
     for token in (page.next_page_token, "nonsense", "!!", "AAAA"):
-        with refused("INVALID_ARGUMENT", "PAGE_TOKEN_INVALID", field="page_token"):
+        with expect_refused("INVALID_ARGUMENT", "PAGE_TOKEN_INVALID", field="page_token"):
             await auth.ListKeys(pb2.ListKeysRequest(page_token=token), metadata=bearer(two.key))
-    with refused("INVALID_ARGUMENT", "PAGE_TOKEN_INVALID", field="page_token"):
+    with expect_refused("INVALID_ARGUMENT", "PAGE_TOKEN_INVALID", field="page_token"):
         await auth.ListAuditEvents(
             pb2.ListAuditEventsRequest(page_token=page.next_page_token), metadata=bearer(one.key)
         )
     for size in (-1, 1_001):
-        with refused("INVALID_ARGUMENT", "FIELD_INVALID", field="page_size"):
+        with expect_refused("INVALID_ARGUMENT", "FIELD_INVALID", field="page_size"):
             await auth.ListKeys(pb2.ListKeysRequest(page_size=size), metadata=bearer(one.key))
 
 
@@ -253,7 +253,7 @@ async def test_keys_resolve_in_one_batch_in_order(mesh: Mesh) -> None:
     assert found == ["", customer.key_id, ""]
     assert not answer.resolutions[0].HasField("principal")
     for digests in ([], [b"short"], [unknown] * 257):
-        with refused("INVALID_ARGUMENT", "FIELD_INVALID", field="digests"):
+        with expect_refused("INVALID_ARGUMENT", "FIELD_INVALID", field="digests"):
             await stub.ResolveKeys(pb2.ResolveKeysRequest(digests=digests))
 
 
@@ -280,7 +280,7 @@ async def test_a_watcher_hears_of_a_revocation_at_once_and_of_silence_never(
 async def test_a_job_key_works_from_the_service_that_holds_it_and_nowhere_else(mesh: Mesh) -> None:
     customer = await mesh.customer()
     provisioner = mesh.stub(AuthServiceStub, "auth", "provisioner")
-    with refused("INVALID_ARGUMENT", "FIELD_INVALID", field="purpose"):
+    with expect_refused("INVALID_ARGUMENT", "FIELD_INVALID", field="purpose"):
         await provisioner.Delegate(pb2.DelegateRequest(), metadata=bearer(customer.key))
     job = await provisioner.Delegate(
         pb2.DelegateRequest(purpose="create"), metadata=bearer(customer.key)
@@ -289,7 +289,7 @@ async def test_a_job_key_works_from_the_service_that_holds_it_and_nowhere_else(m
     request = pb2.RegisterDeploymentRequest(deployment_id=deployment_id)
     await provisioner.RegisterDeployment(request, metadata=bearer(job.key))
     elsewhere = mesh.stub(AuthServiceStub, "auth", "app_proxy")
-    with refused("UNAUTHENTICATED", "KEY_INVALID"):
+    with expect_refused("UNAUTHENTICATED", "KEY_INVALID"):
         await elsewhere.RecordAuditEvent(
             pb2.RecordAuditEventRequest(method="x.Y/Z", peer="edge"), metadata=bearer(job.key)
         )
@@ -305,10 +305,10 @@ async def test_registering_a_deployment_twice_is_fine_and_anothers_is_unknown(me
     deployment_id = await registered(mesh, owner.key)
     request = pb2.RegisterDeploymentRequest(deployment_id=deployment_id)
     await provisioner.RegisterDeployment(request, metadata=bearer(owner.key))
-    with refused("NOT_FOUND", "RESOURCE_NOT_FOUND"):
+    with expect_refused("NOT_FOUND", "RESOURCE_NOT_FOUND"):
         await provisioner.RegisterDeployment(request, metadata=bearer(other.key))
     for bad in ("", "dep_x", "ten_" + "0" * 26):
-        with refused("INVALID_ARGUMENT", "FIELD_INVALID", field="deployment_id"):
+        with expect_refused("INVALID_ARGUMENT", "FIELD_INVALID", field="deployment_id"):
             await provisioner.RegisterDeployment(
                 pb2.RegisterDeploymentRequest(deployment_id=bad), metadata=bearer(owner.key)
             )
@@ -329,9 +329,9 @@ async def test_a_retired_deployments_keys_are_dead_and_none_is_issued_again(
         await provisioner.RetireDeployment(request, metadata=bearer(customer.key))
     ).revoked_keys == 0
     assert not (await resolve(mesh, key.key)).HasField("principal")
-    with refused("NOT_FOUND", "RESOURCE_NOT_FOUND"):
+    with expect_refused("NOT_FOUND", "RESOURCE_NOT_FOUND"):
         await mesh.key(customer, deployment_id)
-    with refused("NOT_FOUND", "RESOURCE_NOT_FOUND"):
+    with expect_refused("NOT_FOUND", "RESOURCE_NOT_FOUND"):
         await provisioner.RegisterDeployment(
             pb2.RegisterDeploymentRequest(deployment_id=deployment_id),
             metadata=bearer(customer.key),
@@ -357,9 +357,9 @@ async def test_a_deployment_is_verified_for_its_owner_only(mesh: Mesh) -> None:
     request = pb2.VerifyDeploymentRequest(deployment_id=deployment_id)
     ratelimit = mesh.stub(AuthServiceStub, "auth", "ratelimit")
     assert await ratelimit.VerifyDeployment(request, metadata=bearer(owner.key)) is not None
-    with refused("NOT_FOUND", "RESOURCE_NOT_FOUND"):
+    with expect_refused("NOT_FOUND", "RESOURCE_NOT_FOUND"):
         await ratelimit.VerifyDeployment(request, metadata=bearer(other.key))
-    with refused("INVALID_ARGUMENT", "FIELD_INVALID", field="deployment_id"):
+    with expect_refused("INVALID_ARGUMENT", "FIELD_INVALID", field="deployment_id"):
         await ratelimit.VerifyDeployment(pb2.VerifyDeploymentRequest(), metadata=bearer(owner.key))
 
 
@@ -375,7 +375,7 @@ async def test_a_service_records_into_the_log_of_the_presented_keys_tenant(
     log = await auth.ListAuditEvents(pb2.ListAuditEventsRequest(), metadata=bearer(customer.key))
     assert [event.event_id for event in log.events] == [recorded.event_id]
     assert log.events[0].resources["deployment"] == "dep_\ufffd1"
-    with refused("INVALID_ARGUMENT", "FIELD_INVALID", field="method"):
+    with expect_refused("INVALID_ARGUMENT", "FIELD_INVALID", field="method"):
         await provisioner.RecordAuditEvent(
             pb2.RecordAuditEventRequest(peer="edge"), metadata=bearer(customer.key)
         )
@@ -390,7 +390,7 @@ async def test_methods_for_peers_are_refused_to_the_front_door(
         auth.Delegate(pb2.DelegateRequest(purpose="x"), metadata=bearer(customer.key)),
     ]
     for call in calls:
-        with refused("PERMISSION_DENIED", "PEER_REFUSED"):
+        with expect_refused("PERMISSION_DENIED", "PEER_REFUSED"):
             await call
 
 

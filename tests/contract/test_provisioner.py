@@ -8,7 +8,7 @@ from bulkhead.provisioner.v1 import provisioner_service_pb2 as pb2
 from bulkhead.provisioner.v1.provisioner_service_pb2_grpc import ProvisionerServiceStub
 
 from tests.mesh import Customer, Mesh, bearer, fresh_id
-from tests.refusals import refused
+from tests.refusals import expect_refused
 
 
 @pytest.fixture(scope="session")
@@ -57,7 +57,7 @@ async def test_two_creates_with_one_request_id_at_once_make_one_deployment(
     )
     assert len(listed.deployments) == 1
     request.name = "other"
-    with refused("ALREADY_EXISTS", "REQUEST_REPLAYED"):
+    with expect_refused("ALREADY_EXISTS", "REQUEST_REPLAYED"):
         await provisioner.CreateDeployment(request, metadata=bearer(customer.key))
 
 
@@ -79,7 +79,7 @@ async def test_a_deployment_with_a_bad_field_is_refused_by_name(
     field: str,
     request_: pb2.CreateDeploymentRequest,
 ) -> None:
-    with refused("INVALID_ARGUMENT", "FIELD_INVALID", field=field):
+    with expect_refused("INVALID_ARGUMENT", "FIELD_INVALID", field=field):
         await provisioner.CreateDeployment(request_, metadata=bearer(customer.key))
 
 
@@ -91,7 +91,7 @@ async def test_a_tenant_has_no_more_deployments_than_its_limit(mesh_of_two: Mesh
         request.request_id = str(number)
         await stub.CreateDeployment(request, metadata=bearer(customer.key))
     request.request_id = "third"
-    with refused("RESOURCE_EXHAUSTED", "DEPLOYMENT_LIMIT"):
+    with expect_refused("RESOURCE_EXHAUSTED", "DEPLOYMENT_LIMIT"):
         await stub.CreateDeployment(request, metadata=bearer(customer.key))
 
 
@@ -113,11 +113,11 @@ async def test_deployments_are_listed_in_pages_newest_first(
             break
     assert found == [deployment.deployment_id for deployment in reversed(made)]
     for bad in ("nonsense", "AAAA"):
-        with refused("INVALID_ARGUMENT", "PAGE_TOKEN_INVALID", field="page_token"):
+        with expect_refused("INVALID_ARGUMENT", "PAGE_TOKEN_INVALID", field="page_token"):
             await provisioner.ListDeployments(
                 pb2.ListDeploymentsRequest(page_token=bad), metadata=bearer(customer.key)
             )
-    with refused("INVALID_ARGUMENT", "FIELD_INVALID", field="page_size"):
+    with expect_refused("INVALID_ARGUMENT", "FIELD_INVALID", field="page_size"):
         await provisioner.ListDeployments(
             pb2.ListDeploymentsRequest(page_size=-1), metadata=bearer(customer.key)
         )
@@ -200,13 +200,13 @@ async def test_the_writers_connection_needs_the_scope_to_write(
 ) -> None:
     narrow = await mesh.key(customer, ready.deployment_id, ("db:read",))
     writing = pb2.GetDatabaseConnectionRequest(role=pb2.DATABASE_ROLE_WRITER)
-    with refused("PERMISSION_DENIED", "SCOPE_MISSING"):
+    with expect_refused("PERMISSION_DENIED", "SCOPE_MISSING"):
         await provisioner.GetDatabaseConnection(writing, metadata=bearer(narrow.key))
     full = await mesh.key(customer, ready.deployment_id)
     given = await provisioner.GetDatabaseConnection(writing, metadata=bearer(full.key))
     assert given.user == "writer"
     writing.role = 17  # type: ignore[assignment]
-    with refused("INVALID_ARGUMENT", "FIELD_INVALID", field="role"):
+    with expect_refused("INVALID_ARGUMENT", "FIELD_INVALID", field="role"):
         await provisioner.GetDatabaseConnection(writing, metadata=bearer(full.key))
 
 
@@ -214,7 +214,7 @@ async def test_a_deployment_without_a_database_has_no_connection(
     mesh: Mesh, provisioner: ProvisionerServiceStub, customer: Customer
 ) -> None:
     bare = await mesh.deployment(customer, database=False, mcp=False)
-    with refused("FAILED_PRECONDITION", "RESOURCE_NOT_DECLARED"):
+    with expect_refused("FAILED_PRECONDITION", "RESOURCE_NOT_DECLARED"):
         await connection(provisioner, customer, bare.deployment_id)
 
 
@@ -232,12 +232,12 @@ async def test_a_deployments_key_reaches_its_own_database_and_no_other(
     )
     theirs = await connection(provisioner, customer, sibling.deployment_id)
     assert own.uri == theirs.uri
-    with refused("NOT_FOUND", "RESOURCE_NOT_FOUND"):
+    with expect_refused("NOT_FOUND", "RESOURCE_NOT_FOUND"):
         await provisioner.GetDatabaseConnection(
             pb2.GetDatabaseConnectionRequest(deployment_id=ready.deployment_id),
             metadata=bearer(key.key),
         )
-    with refused("NOT_FOUND", "RESOURCE_NOT_FOUND"):
+    with expect_refused("NOT_FOUND", "RESOURCE_NOT_FOUND"):
         await provisioner.GetDeployment(
             pb2.GetDeploymentRequest(deployment_id=ready.deployment_id), metadata=bearer(key.key)
         )
@@ -261,7 +261,7 @@ async def test_an_id_that_is_missing_is_named(
         ),
         ("operation_id", provisioner.GetOperation(pb2.GetOperationRequest(), metadata=metadata)),
     ):
-        with refused("INVALID_ARGUMENT", "FIELD_INVALID", field=field):
+        with expect_refused("INVALID_ARGUMENT", "FIELD_INVALID", field=field):
             await calling
 
 

@@ -30,7 +30,7 @@ from services.shared.keyformat import new_key
 from services.shared.principal import KeyKind
 from tests.conftest import StartMesh
 from tests.mesh import Customer, Mesh, bearer
-from tests.refusals import refused
+from tests.refusals import expect_refused
 
 MODES = ("legacy", "auto", "2026-07-28")
 _PATIENCE_SECONDS = 10.0
@@ -217,7 +217,7 @@ async def test_forged_headers_are_taken_away(street: Street) -> None:
 async def test_only_the_front_door_may_ask(street: Street) -> None:
     for peer in ("auth", "ratelimit", "provisioner", "app_proxy"):
         stub = street.mesh.stub(AuthorizationStub, "app_proxy", peer)
-        with refused("PERMISSION_DENIED", "PEER_REFUSED"):
+        with expect_refused("PERMISSION_DENIED", "PEER_REFUSED"):
             await stub.Check(pb.CheckRequest())
 
 

@@ -19,7 +19,7 @@ from services.shared.keyformat import new_key
 from services.shared.principal import KeyKind
 from tests.conftest import StartMesh
 from tests.mesh import Customer, Mesh, bearer
-from tests.refusals import refused
+from tests.refusals import expect_refused
 
 SERVICE = "bulkhead.ratelimit.v1.RatelimitService"
 PATIENCE_SECONDS = 10.0
@@ -202,14 +202,14 @@ async def test_a_cost_over_the_burst_is_refused_without_a_wait(mesh: Mesh) -> No
 async def test_an_item_that_cannot_be_decided_is_named(
     mesh: Mesh, request_: pb.AcquireRequest, field: str
 ) -> None:
-    with refused("INVALID_ARGUMENT", "FIELD_INVALID", field=field):
+    with expect_refused("INVALID_ARGUMENT", "FIELD_INVALID", field=field):
         await door(mesh).Acquire(request_)
 
 
 async def test_nobody_but_the_front_door_takes_calls(mesh: Mesh) -> None:
     _, key = await deployment_key(mesh, await mesh.customer())
     for peer in ("edge", "provisioner", "auth"):
-        with refused("PERMISSION_DENIED", "PEER_REFUSED"):
+        with expect_refused("PERMISSION_DENIED", "PEER_REFUSED"):
             await mesh.stub(RatelimitServiceStub, "ratelimit", peer=peer).Acquire(items(key))
     assert (await usage(mesh, key)).used == 0
 
@@ -240,7 +240,7 @@ async def test_anothers_usage_and_that_of_no_one_are_one_answer(mesh: Mesh) -> N
         (own_key, sibling),
         (own_key, new_deployment_id()),
     ):
-        with refused("NOT_FOUND", "RESOURCE_NOT_FOUND") as refusal:
+        with expect_refused("NOT_FOUND", "RESOURCE_NOT_FOUND") as refusal:
             await usage(mesh, key, deployment_id)
         answers.append(refusal.value.details())
     assert set(answers) == {"no such deployment"}
@@ -249,7 +249,7 @@ async def test_anothers_usage_and_that_of_no_one_are_one_answer(mesh: Mesh) -> N
 
 async def test_a_tenants_key_must_name_the_deployment(mesh: Mesh) -> None:
     customer = await mesh.customer()
-    with refused("INVALID_ARGUMENT", "FIELD_INVALID", field="deployment_id"):
+    with expect_refused("INVALID_ARGUMENT", "FIELD_INVALID", field="deployment_id"):
         await usage(mesh, customer.key)
 
 
@@ -257,13 +257,13 @@ async def test_usage_needs_a_key_of_the_right_kind_and_scope(mesh: Mesh) -> None
     customer = await mesh.customer()
     deployment_id = await registered(mesh, customer)
     blind = (await mesh.key(customer, deployment_id, scopes=("db:read",))).key
-    with refused("PERMISSION_DENIED", "SCOPE_MISSING"):
+    with expect_refused("PERMISSION_DENIED", "SCOPE_MISSING"):
         await usage(mesh, blind)
-    with refused("PERMISSION_DENIED", "KEY_KIND_REFUSED"):
+    with expect_refused("PERMISSION_DENIED", "KEY_KIND_REFUSED"):
         await usage(mesh, mesh.operator_key)
-    with refused("UNAUTHENTICATED", "KEY_MISSING"):
+    with expect_refused("UNAUTHENTICATED", "KEY_MISSING"):
         await outside(mesh).GetUsage(pb.GetUsageRequest())
-    with refused("UNAUTHENTICATED", "KEY_INVALID"):
+    with expect_refused("UNAUTHENTICATED", "KEY_INVALID"):
         await usage(mesh, new_key(KeyKind.TENANT))
 
 
@@ -282,9 +282,9 @@ async def test_without_valkey_nothing_is_admitted_until_it_is_back(
         assert (await take(mesh, key)).decision == pb.DECISION_ALLOWED
         assert await health(mesh) == health_pb2.HealthCheckResponse.SERVING
     try:
-        with refused("UNAVAILABLE", "DEPENDENCY_UNAVAILABLE"):
+        with expect_refused("UNAVAILABLE", "DEPENDENCY_UNAVAILABLE"):
             await take(mesh, key)
-        with refused("UNAVAILABLE", "DEPENDENCY_UNAVAILABLE"):
+        with expect_refused("UNAVAILABLE", "DEPENDENCY_UNAVAILABLE"):
             await usage(mesh, key)
         await health_is(mesh, health_pb2.HealthCheckResponse.NOT_SERVING)
         async with valkey_server(tmp_path / "own", server.port):
@@ -305,7 +305,7 @@ async def test_without_auth_no_key_is_taken_for_valid(start_mesh: StartMesh) -> 
             return (await take(mesh, key)).decision != pb.DECISION_ALLOWED
 
         # What is remembered of keys serves until the fence has passed.
-        with refused("UNAVAILABLE", "DEPENDENCY_UNAVAILABLE"):
+        with expect_refused("UNAVAILABLE", "DEPENDENCY_UNAVAILABLE"):
             await until(no_longer_allowed)
 
 

@@ -23,7 +23,7 @@ from services.provisioner.settings import Settings
 from services.shared.ids import new_deployment_id
 from tests.conftest import StartMesh
 from tests.mesh import PATIENCE_SECONDS, Customer, Mesh, bearer, fresh_id
-from tests.refusals import refused
+from tests.refusals import expect_refused
 
 ROOT = Path(__file__).parents[2]
 SWEEP_SECONDS = 0.3
@@ -208,7 +208,7 @@ async def test_deleting_while_it_is_made_leaves_nothing(
         pb2.GetDeploymentRequest(deployment_id=deployment_id), metadata=bearer(customer.key)
     )
     assert got.deployment.state == pb2.DEPLOYMENT_STATE_DELETED
-    with refused("NOT_FOUND", "RESOURCE_NOT_FOUND"):
+    with expect_refused("NOT_FOUND", "RESOURCE_NOT_FOUND"):
         await connection(mesh, customer, deployment_id)
 
 
@@ -223,7 +223,7 @@ async def test_a_create_waits_for_the_front_door_and_says_so(
                 operation = await latest(provisioner, customer, created.operation.operation_id)
         assert operation.state == pb2.OPERATION_STATE_RUNNING
         assert operation.message == "a service that is needed is away"
-        with refused("UNAVAILABLE", "DEPLOYMENT_NOT_READY"):
+        with expect_refused("UNAVAILABLE", "DEPLOYMENT_NOT_READY"):
             await connection(mesh, customer, created.deployment.deployment_id)
     done = await mesh.finished(customer, created.operation.operation_id)
     assert (done.state, done.message) == (pb2.OPERATION_STATE_SUCCEEDED, "")
@@ -250,7 +250,7 @@ async def test_a_create_that_never_succeeds_is_given_up_and_can_be_deleted(
     deployment_id = created.deployment.deployment_id
     assert done.state == pb2.OPERATION_STATE_FAILED
     assert done.message == "a service that is needed is away"
-    with refused("FAILED_PRECONDITION", "OPERATION_FAILED"):
+    with expect_refused("FAILED_PRECONDITION", "OPERATION_FAILED"):
         await connection(mesh, customer, deployment_id)
     deleted = await delete(provisioner, customer, deployment_id)
     gone = await mesh.finished(customer, deleted.operation.operation_id)
@@ -279,7 +279,7 @@ async def test_a_delete_that_cannot_cut_off_at_once_says_so_and_goes_on_by_itsel
     deployment = await mesh.deployment(customer)
     request = pb2.DeleteDeploymentRequest(deployment_id=deployment.deployment_id)
     async with without(mesh, "app_proxy"):
-        with refused("UNAVAILABLE", "DEPENDENCY_UNAVAILABLE"):
+        with expect_refused("UNAVAILABLE", "DEPENDENCY_UNAVAILABLE"):
             await provisioner.DeleteDeployment(request, metadata=bearer(customer.key))
     await eventually(lambda: left_of(mesh, deployment.deployment_id) == [])
     repeated = await delete(provisioner, customer, deployment.deployment_id)

@@ -39,7 +39,7 @@ from services.shared.status import from_rpc_error
 from services.shared.tls import Identity, channel_credentials
 from tests.contracts import ROOT
 from tests.mesh import bearer
-from tests.refusals import refused
+from tests.refusals import expect_refused
 
 SECRET = "postgres://user:hunter2@db/auth"
 TENANT = Principal(
@@ -151,7 +151,7 @@ async def test_an_unexpected_fault_tells_an_id_and_nothing_else(pki: dict[str, P
         raise ValueError(SECRET)
 
     async with served(pki, tenants_double(fails)) as running, running.channel() as channel:
-        with refused("INTERNAL", "INTERNAL") as refusal:
+        with expect_refused("INTERNAL", "INTERNAL") as refusal:
             await AuthServiceStub(channel).GetTenant(
                 pb2.GetTenantRequest(), metadata=bearer("good")
             )
@@ -203,7 +203,7 @@ async def test_draining_ends_streams_at_once_and_tells_them_to_call_again(
         assert (await anext(events)).sequence == 1
         async with asyncio.timeout(5):
             await stack.__aexit__(None, None, None)
-        with refused("UNAVAILABLE", "DEPENDENCY_UNAVAILABLE"):
+        with expect_refused("UNAVAILABLE", "DEPENDENCY_UNAVAILABLE"):
             await anext(events)
 
 
@@ -245,7 +245,7 @@ async def test_more_calls_than_are_allowed_at_once_are_refused_but_health_is_not
             stub.GetTenant(pb2.GetTenantRequest(), metadata=bearer("good"), timeout=10)
         )
         await entered.wait()
-        with refused("UNAVAILABLE", "OVERLOADED"):
+        with expect_refused("UNAVAILABLE", "OVERLOADED"):
             await stub.GetTenant(pb2.GetTenantRequest(), metadata=bearer("good"))
         assert await health(channel) == health_pb2.HealthCheckResponse.SERVING
         leave.set()
@@ -332,7 +332,7 @@ async def test_what_is_audited_before_does_not_run_when_it_cannot_be(
         served(pki, tenants_double(nothing), anyone) as running,
         running.channel() as channel,
     ):
-        with refused("UNAVAILABLE", "AUDIT_UNAVAILABLE"):
+        with expect_refused("UNAVAILABLE", "AUDIT_UNAVAILABLE"):
             await AuthServiceStub(channel).RevokeKey(
                 pb2.RevokeKeyRequest(key_id="key_1"), metadata=bearer("good")
             )
