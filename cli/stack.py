@@ -1,26 +1,9 @@
 """The commands `bulkhead up`, `down` and `status`: the embedded stack on this machine."""
 
-import asyncio
-from collections.abc import Awaitable
-from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated
 
 import typer
-
-from cli.rendering import as_json as json_text
-from cli.rendering import table
-from deploy.local import control
-from deploy.local.control import ProcessStatus, StackStatus
-from deploy.local.foreground import parse_overrides, serve, tell
-from deploy.local.layout import Layout
-from deploy.local.programs import Options
-from deploy.local.record import read_record
-from deploy.local.stack import Addresses, Stack
-from deploy.local.supervisor import AlreadyRunningError, StartError
-
-_REFUSED = 1
-T = TypeVar("T")
 
 State = Annotated[
     Path,
@@ -97,29 +80,17 @@ def up(
     Without --detach it stays until Ctrl-C, which ends everything. Starting what runs already is
     fine: the addresses are printed again.
     """
-    options = Options(
-        otlp=_endpoint(otlp),
-        edge_port=edge_port,
-        unchecked=unchecked,
-        overrides=_overrides(settings or []),
-    )
-    layout = Layout.of(state)
-    first = not layout.operator_key.exists()
-    if detach:
-        started = _run(control.start_detached(layout, _arguments(layout, options), tell))
-        _show(control.addresses(layout), layout, as_json=as_json, first=first and started)
-    else:
-        _foreground(layout, options, as_json=as_json, first=first)
+    from cli import embedded  # noqa: PLC0415 the client's commands do not wait for it
+
+    options = embedded.options_of(otlp, edge_port, settings or (), unchecked=unchecked)
+    embedded.up(state, options, detach=detach, as_json=as_json)
 
 
 def down(state: State = _DEFAULT_STATE, purge: Purge = False, as_json: Json = False) -> None:
     """End every process of the stack, those of deployments too; data stays unless purged."""
-    layout = Layout.of(state)
-    ran = _run(control.stop(layout, purge=purge))
-    if as_json:
-        print(json_text({"state": str(layout.state), "stopped": ran, "purged": purge}))
-    else:
-        tell(f"stopped the stack in {layout.state}" if ran else f"nothing ran in {layout.state}")
+    from cli import embedded  # noqa: PLC0415 the client's commands do not wait for it
+
+    embedded.down(state, purge=purge, as_json=as_json)
 
 
 def status(state: State = _DEFAULT_STATE, as_json: Json = False) -> None:
@@ -127,134 +98,6 @@ def status(state: State = _DEFAULT_STATE, as_json: Json = False) -> None:
 
     Exits with 1 when the stack does not run, or something in it is not well.
     """
-    found = _run(control.status(Layout.of(state)))
-    if as_json:
-        print(json_text({**asdict(found), "healthy": found.healthy}))
-    else:
-        print(_status_text(found))
-    if not found.healthy:
-        raise typer.Exit(_REFUSED)
+    from cli import embedded  # noqa: PLC0415 the client's commands do not wait for it
 
-
-def _foreground(layout: Layout, options: Options, *, as_json: bool, first: bool) -> None:
-    def ready(addresses: Addresses) -> None:
-        _show(addresses, layout, as_json=as_json, first=first)
-        tell("press Ctrl-C to stop everything")
-
-    async def running() -> None:
-        try:
-            await serve(Stack(layout.state, options), tell, ready)
-        except AlreadyRunningError:
-            await control.until_ready(layout, tell)
-            tell("it runs already; `bulkhead down` ends it")
-            _show(control.addresses(layout), layout, as_json=as_json, first=False)
-
-    _run(running())
-
-
-def _run(work: Awaitable[T]) -> T:
-    async def awaited() -> T:
-        return await work
-
-    try:
-        return asyncio.run(awaited())
-    except StartError as error:
-        _refuse(str(error))
-    except PermissionError as error:
-        _refuse(f"{error.filename}: this belongs to another user")
-
-
-def _refuse(why: str) -> NoReturn:
-    tell(why)
-    raise typer.Exit(_REFUSED)
-
-
-def _overrides(texts: list[str]) -> dict[str, dict[str, str]]:
-    try:
-        return parse_overrides(texts)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--set") from None
-
-
-def _endpoint(otlp: str) -> str:
-    host, _, port = otlp.rpartition(":")
-    if otlp and not (host and port.isdigit()):
-        raise typer.BadParameter("must be HOST:PORT", param_hint="--otlp")
-    return otlp
-
-
-def _arguments(layout: Layout, options: Options) -> list[str]:
-    settings = (
-        f"{service}.{name}={value}"
-        for service, values in options.overrides.items()
-        for name, value in values.items()
-    )
-    return [
-        *("--state", str(layout.state)),
-        *("--otlp", options.otlp),
-        *(("--edge-port", str(options.edge_port)) if options.edge_port else ()),
-        *(("--unchecked",) if options.unchecked else ()),
-        *(part for setting in settings for part in ("--set", setting)),
-    ]
-
-
-def _show(addresses: Addresses, layout: Layout, *, as_json: bool, first: bool) -> None:
-    if as_json:
-        print(json_text(_document(addresses, layout)), flush=True)
-        return
-    print(f"api    {addresses.api}")
-    print(f"edge   {addresses.edge}  (deployments are hosts below it)")
-    print(f"key    {addresses.operator_key_file}  (the operator's)")
-    print(f"state  {addresses.state}")
-    if first:
-        print("\nBegin with:\n")
-        print(f"  export BULKHEAD_API={addresses.api}")
-        print(f"  bulkhead tenant create acme --key-file {addresses.operator_key_file}")
-
-
-def _document(addresses: Addresses, layout: Layout) -> dict[str, Any]:
-    record = read_record(layout)
-    processes = [
-        {
-            "name": process.name,
-            "pid": process.alive.pid if process.alive else None,
-            "address": process.address,
-        }
-        for process in (record.processes if record else ())
-    ]
-    return {
-        "api": addresses.api,
-        "edge": addresses.edge,
-        **({"unchecked": addresses.unchecked} if addresses.unchecked else {}),
-        "operator_key_file": str(addresses.operator_key_file),
-        "state": str(addresses.state),
-        "processes": processes,
-    }
-
-
-def _status_text(found: StackStatus) -> str:
-    processes = table(
-        ("process", "health", "pid", "restarts", "address", "up since"),
-        [_process_row(process) for process in found.processes],
-    )
-    servers = table(
-        ("deployment", "pid", "port", "data directory"),
-        [
-            (server.deployment_id, str(server.pid), str(server.port), server.data_directory)
-            for server in found.servers
-        ],
-    )
-    if not found.running:
-        processes = f"no stack runs in {found.state}"
-    return f"{processes}\n\n{servers}" if found.servers else processes
-
-
-def _process_row(process: ProcessStatus) -> tuple[str, ...]:
-    return (
-        process.name,
-        "healthy" if process.healthy else "away",
-        str(process.pid or "-"),
-        str(process.restarts),
-        process.address,
-        process.since or "-",
-    )
+    embedded.status(state, as_json=as_json)

@@ -53,6 +53,8 @@ CREATED = datetime(2026, 11, 22, 12, tzinfo=UTC)
 COMMAND_SECONDS = 30.0
 # The client's commands alone, as `bulkhead` registers them.
 PROGRAM = "import typer; from cli.client import register; app = typer.Typer(); register(app); app()"
+# What the whole command line imports before it knows which command was asked for.
+BUILT = "import sys; from cli.__main__ import build; build(); print(*sys.modules)"
 
 
 @dataclass
@@ -557,3 +559,14 @@ async def test_every_command_teaches_by_example(arguments: tuple[str, ...]) -> N
     outcome = await bulkhead(0, *arguments, "--help")
     assert outcome.code == 0
     assert f"bulkhead {' '.join(arguments)}" in outcome.out
+
+
+async def test_a_client_command_does_not_wait_for_what_the_embedded_stack_needs() -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-P", "-c", BUILT),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    output, _ = await process.communicate()
+    imported = set(output.decode().split())
+    assert "grpc" in imported
+    assert imported.isdisjoint({"deploy", "services", "asyncpg", "psutil", "cryptography"})
