@@ -23,7 +23,7 @@ ESCAPE = "\x1b"
 
 @pytest.fixture
 def home() -> Iterator[Path]:
-    """A folder for temporary files that a server's own user may pass, as /tmp is."""
+    """A folder for temporary files that servers may enter, so that theirs lie in it as well."""
     with tempfile.TemporaryDirectory(prefix="bulkhead-test-") as folder:
         path = Path(folder)
         path.chmod(0o711)

@@ -8,6 +8,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from services.provisioner.domain import DatabaseAddress, DatabaseRole
 from services.provisioner.drivers import guard, postgres_process
 from services.provisioner.drivers.claim import claim
 from services.provisioner.drivers.local import LocalDriver, PortRange, remove_home
-from services.provisioner.drivers.postgres_process import HOST, ServerError
+from services.provisioner.drivers.postgres_process import HOST, Blueprint, ServerError
 from services.provisioner.master_secret import MasterSecret
 from services.shared.ids import DeploymentId, new_deployment_id
 
@@ -114,6 +115,19 @@ async def test_two_deployments_share_no_process_no_directory_no_port_and_no_pass
     connection = await connect(driver, two, addresses[1], DatabaseRole.READER)
     assert await connection.fetchval("SELECT mark FROM marks") == two
     await connection.close()
+
+
+async def test_the_template_is_made_when_servers_may_not_enter_the_folder_of_temporary_files(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Nobody but us may enter what pytest makes.
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    another = Blueprint("postgres", "a password of its own", "")
+    half = home / f".{another.name}.partial.password"
+    half.write_text("what one that was killed had left")
+    template = await postgres_process.ensure_template(home, another)
+    assert (template / "PG_VERSION").exists()
+    assert not half.exists()
 
 
 async def test_ensuring_again_adopts_the_running_server(

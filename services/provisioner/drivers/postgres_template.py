@@ -3,8 +3,8 @@
 import asyncio
 import hashlib
 import shutil
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -88,16 +88,15 @@ def _initialize(template: Path, blueprint: Blueprint, lock: Held) -> None:
 def _run_initdb(directory: Path, blueprint: Blueprint, lock: Held) -> None:
     directory.mkdir(mode=0o700)
     give(directory)
-    with tempfile.NamedTemporaryFile(mode="w", prefix="bulkhead-") as secret:
-        secret.write(blueprint.password)
-        secret.flush()
-        give(Path(secret.name))
+    with _secret_file(
+        directory.with_name(f"{directory.name}.password"), blueprint.password
+    ) as file:
         run(
             (
                 str(binaries() / "initdb"),
                 f"--pgdata={directory}",
                 f"--username={blueprint.superuser}",
-                f"--pwfile={secret.name}",
+                f"--pwfile={file}",
                 "--auth=scram-sha-256",
                 "--encoding=UTF8",
                 f"--locale={LOCALE}",
@@ -107,6 +106,20 @@ def _run_initdb(directory: Path, blueprint: Blueprint, lock: Held) -> None:
             ),
             lock,
         )
+
+
+@contextmanager
+def _secret_file(file: Path, secret: str) -> Iterator[Path]:
+    """Yields `file` with the secret in it, for the servers' user alone; it is gone afterwards."""
+    # One that was killed may have left it.
+    file.unlink(missing_ok=True)
+    try:
+        file.touch(mode=0o600, exist_ok=False)
+        file.write_text(secret)
+        give(file)
+        yield file
+    finally:
+        file.unlink()
 
 
 def _run_single_user(directory: Path, database: str, script: str, lock: Held) -> None:
