@@ -19,6 +19,7 @@ DEPLOYMENT_SCOPES = frozenset({"db:write", "deployments:read", "usage:read"})
 JOB_SCOPES = frozenset({"deployments:write"})
 
 _LEAST_PEPPER_BYTES = 32
+_MOST_SHOWN = 40
 
 
 @dataclass(frozen=True, slots=True)

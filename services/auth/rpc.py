@@ -15,8 +15,9 @@ from services.auth.domain import AuditEvent, IssuedKey, Key, Tenant
 from services.auth.service import AuthService
 from services.shared.access import PLANS
 from services.shared.errors import InvalidFieldError
-from services.shared.fields import page_cursor, page_size, page_token, text
+from services.shared.fields import text
 from services.shared.ids import DeploymentId, KeyId
+from services.shared.paging import next_page_token, page_position, page_size
 from services.shared.principal import (
     KeyKind,
     Plan,
@@ -25,6 +26,7 @@ from services.shared.principal import (
     current_principal,
 )
 
+_AUDIT_LIST = "audit"
 _MOST_NAME = 100
 _MOST_REQUEST_ID = 64
 _MOST_SCOPES = 32
@@ -94,17 +96,18 @@ class AuthRpc(AuthServiceServicer):
     async def ListKeys(self, request: pb2.ListKeysRequest, context: Any) -> pb2.ListKeysResponse:
         tenant_id = current_principal().tenant
         size = page_size(request.page_size)
+        # Another filter is another list.
+        list_name = f"keys {request.deployment_id}"
         keys = await self._service.list_keys(
             tenant_id,
             _deployment_id(request.deployment_id),
-            _position("keys", tenant_id, request.page_token),
+            page_position(list_name, tenant_id, request.page_token),
             size + 1,
         )
+        positions = [(key.created_at, key.key_id) for key in keys]
         return pb2.ListKeysResponse(
             keys=[_key(key) for key in keys[:size]],
-            next_page_token=_next_page(
-                "keys", tenant_id, [(key.created_at, key.key_id) for key in keys], size
-            ),
+            next_page_token=next_page_token(list_name, tenant_id, positions, size),
         )
 
     async def ListAuditEvents(
@@ -113,13 +116,12 @@ class AuthRpc(AuthServiceServicer):
         tenant_id = current_principal().tenant
         size = page_size(request.page_size)
         events = await self._service.list_audit_events(
-            tenant_id, _position("audit", tenant_id, request.page_token), size + 1
+            tenant_id, page_position(_AUDIT_LIST, tenant_id, request.page_token), size + 1
         )
+        positions = [(event.at, event.event_id) for event in events]
         return pb2.ListAuditEventsResponse(
             events=[_audit_event(event) for event in events[:size]],
-            next_page_token=_next_page(
-                "audit", tenant_id, [(event.at, event.event_id) for event in events], size
-            ),
+            next_page_token=next_page_token(_AUDIT_LIST, tenant_id, positions, size),
         )
 
     async def ResolveKeys(
@@ -226,21 +228,6 @@ def _plan(value: "pb2.Plan.ValueType") -> Plan:
         return PLANS[value]
     except KeyError:
         raise InvalidFieldError("plan", "is not a plan; use FREE, PRO or SCALE") from None
-
-
-def _position(list_name: str, owner: str, token: str) -> tuple[datetime, str] | None:
-    cursor = page_cursor(list_name, owner, token)
-    if cursor is None:
-        return None
-    at, _, item_id = cursor.partition(" ")
-    return datetime.fromisoformat(at), item_id
-
-
-def _next_page(list_name: str, owner: str, positions: list[tuple[datetime, str]], size: int) -> str:
-    if len(positions) <= size:
-        return ""
-    at, item_id = positions[size - 1]
-    return page_token(list_name, owner, f"{at.isoformat()} {item_id}")
 
 
 def _timestamp(at: datetime) -> Timestamp:

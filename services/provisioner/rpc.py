@@ -32,8 +32,9 @@ from services.shared.errors import (
     Reason,
     UnauthenticatedError,
 )
-from services.shared.fields import page_cursor, page_size, page_token, text
+from services.shared.fields import text
 from services.shared.ids import DeploymentId, OperationId
+from services.shared.paging import next_page_token, page_position, page_size
 from services.shared.principal import Principal, current_caller, current_principal
 
 _MOST_ID_LENGTH = 64
@@ -109,13 +110,12 @@ class ProvisionerRpc(ProvisionerServiceServicer):
     ) -> pb2.ListDeploymentsResponse:
         tenant = current_principal().tenant
         most = page_size(request.page_size)
-        before = _position(page_cursor(_LIST, tenant, request.page_token))
+        before = page_position(_LIST, tenant, request.page_token)
         found = await self._deployments.list(tenant, before, most + 1)
-        shown = found[:most]
-        more = len(found) > most
+        positions = [(deployment.create_time, deployment.deployment_id) for deployment in found]
         return pb2.ListDeploymentsResponse(
-            deployments=[_deployment(deployment) for deployment in shown],
-            next_page_token=page_token(_LIST, tenant, _cursor(shown[-1])) if more else "",
+            deployments=[_deployment(deployment) for deployment in found[:most]],
+            next_page_token=next_page_token(_LIST, tenant, positions, most),
         )
 
     async def DeleteDeployment(
@@ -197,22 +197,6 @@ def _named_operation(value: str) -> OperationId:
     if named is None:
         raise NotFoundError("operation")
     return named
-
-
-def _cursor(deployment: Deployment) -> str:
-    return f"{deployment.create_time.isoformat()} {deployment.deployment_id}"
-
-
-def _position(cursor: str | None) -> tuple[datetime, DeploymentId] | None:
-    if cursor is None:
-        return None
-    time, _, last = cursor.partition(" ")
-    try:
-        return datetime.fromisoformat(time), DeploymentId(last)
-    except ValueError as error:
-        raise InvalidFieldError(
-            "page_token", "is not from this list", Reason.PAGE_TOKEN_INVALID
-        ) from error
 
 
 def _deployment(deployment: Deployment) -> pb2.Deployment:

@@ -48,7 +48,7 @@ class DeploymentService:
         return deployment
 
     async def list(
-        self, tenant: TenantId, before: tuple[datetime, DeploymentId] | None, most: int
+        self, tenant: TenantId, before: tuple[datetime, str] | None, most: int
     ) -> list[Deployment]:
         """Returns at most `most` deployments of the tenant that are not deleted, newest first."""
         async with self._database.tenant(tenant) as connection:

@@ -94,7 +94,7 @@ async def get_deployment(
 async def list_deployments(
     connection: Connection,
     tenant: TenantId,
-    before: tuple[datetime, DeploymentId] | None,
+    before: tuple[datetime, str] | None,
     most: int,
 ) -> list[Deployment]:
     """Returns the tenant's deployments that are not deleted, newest first."""

@@ -25,7 +25,8 @@ from services.shared.interceptors.telemetry import Telemetry
 from services.shared.settings import ServiceSettings
 from services.shared.tls import identity_of, server_credentials
 
-_MAX_MESSAGE_BYTES = 4 * 1024 * 1024
+# No request of ours is near it; whoever sends more is cut off before it is in memory.
+_MAX_MESSAGE_BYTES = 128 * 1024
 _OPTIONS = [
     # A second server must fail to bind, not silently take half of the calls.
     ("grpc.so_reuseport", 0),

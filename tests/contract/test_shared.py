@@ -1,7 +1,9 @@
 """The small shared parts, by themselves."""
 
 import asyncio
+import base64
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
@@ -9,9 +11,13 @@ from hypothesis import strategies as st
 
 from services.shared.coalesce import Coalescer
 from services.shared.errors import InvalidFieldError
-from services.shared.fields import page_cursor, page_token, text
+from services.shared.fields import text
+from services.shared.ids import new_key_id
 from services.shared.keyformat import hint, new_key, well_formed
+from services.shared.paging import next_page_token, page_position
 from services.shared.principal import KeyKind, permits
+
+_SECOND = (datetime(2026, 1, 1, tzinfo=UTC), "")
 
 
 @pytest.mark.parametrize("kind", KeyKind)
@@ -47,13 +53,23 @@ def test_writing_includes_reading_and_not_the_other_way() -> None:
     assert not permits({"db:write"}, "keys:read")
 
 
-@given(st.text(max_size=60))
-def test_a_page_token_gives_back_its_cursor_to_its_owner_only(cursor: str) -> None:
-    token = page_token("keys", "ten_1", cursor)
-    assert page_cursor("keys", "ten_1", token) == cursor
+@given(at=st.datetimes(timezones=st.just(UTC)))
+def test_a_page_token_gives_back_its_position_to_its_owner_only(at: datetime) -> None:
+    key_id = new_key_id()
+    token = next_page_token("keys", "ten_1", [(at, key_id), (at, "")], 1)
+    assert page_position("keys", "ten_1", token) == (at, key_id)
     for list_name, owner in (("keys", "ten_2"), ("audit", "ten_1")):
         with pytest.raises(InvalidFieldError):
-            page_cursor(list_name, owner, token)
+            page_position(list_name, owner, token)
+
+
+@given(tail=st.binary(max_size=60))
+def test_a_page_token_with_another_end_is_refused_or_a_position(tail: bytes) -> None:
+    token = next_page_token("keys", "ten_1", [(datetime.now(UTC), new_key_id()), _SECOND], 1)
+    raw = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))[:12] + tail
+    forged = base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+    with pytest.raises(InvalidFieldError, match="page_token"):
+        page_position("keys", "ten_1", forged)
 
 
 @pytest.mark.parametrize("value", ["", "   ", "x" * 11, "a\x00b", "a\u202eb"])
