@@ -471,6 +471,26 @@ async def test_what_is_wrong_is_said_with_sqlstate(
     assert "Traceback" not in failure.message
 
 
+@pytest.mark.promise("P-02")
+@pytest.mark.parametrize("code", ["08006", "08P01", "57P01", "57P02", "57P03", "28P01", "3D000"])
+@pytest.mark.parametrize("writes", [False, True])
+async def test_no_statement_can_pretend_that_the_server_is_lost(
+    server: OneServer, code: str, *, writes: bool
+) -> None:
+    async with a_setting(server) as setting:
+        backend = await setting.value("SELECT pg_backend_pid()")
+        await setting.execute("SELECT 1")
+        asked = len(server.asked)
+        failure = await setting.failure(
+            f"DO $$ BEGIN RAISE EXCEPTION USING message = 'm', errcode = '{code}'; END $$",
+            writes=writes,
+        )
+        assert (failure.code, failure.message) == (code, "m")
+        assert failure.retry_after is None
+        assert await setting.value("SELECT pg_backend_pid()") == backend
+        assert len(server.asked) == asked
+
+
 async def test_an_error_tells_its_position(db: Setting) -> None:
     assert (await db.failure("SELECT * FROM missing")).position == 15
 

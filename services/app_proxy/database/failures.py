@@ -21,6 +21,8 @@ LOST = (
     # The driver refuses to use a connection on which the server has said that it is going.
     asyncpg.InternalClientError,
 )
+# How Postgres marks what ends the connection; a statement's RAISE reaches no further than ERROR.
+_ENDING = frozenset({"FATAL", "PANIC"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,18 @@ def refused(code: str, message: str, hint: str | None = None) -> StatementError:
     return StatementError(Failure(code, message, hint=hint))
 
 
+def is_lost(error: BaseException) -> bool:
+    """Returns whether `error` means that the server is lost.
+
+    What the server says of a statement does not, whatever its SQLSTATE: a statement can raise any.
+    """
+    if not isinstance(error, LOST):
+        return False
+    # None: said by the driver, of its connection.
+    said = error.as_dict().get("severity_en") if isinstance(error, asyncpg.PostgresError) else None
+    return said is None or said in _ENDING
+
+
 @contextmanager
 def statement_errors() -> Iterator[None]:
     """Turns what Postgres and its driver say of a statement inside the block into StatementError.
@@ -67,12 +81,12 @@ def statement_errors() -> Iterator[None]:
     """
     try:
         yield
-    except LOST:
-        raise
     except asyncpg.ReadOnlySQLTransactionError as error:
         hint = "use the tool `execute` to change anything"
         raise StatementError(_failure(error, hint)) from error
     except asyncpg.PostgresError as error:
+        if is_lost(error):
+            raise
         raise StatementError(_failure(error)) from error
     except (asyncpg.UnsupportedClientFeatureError, UnicodeError) as error:
         raise refused("0A000", _cut(str(error))) from error
