@@ -60,9 +60,13 @@ def web_app(
         Middleware(Bounded, bounds=bounds),
     ]
     handlers = {404: _not_found}
-    return Starlette(
+    app = Starlette(
         routes=routes, middleware=middleware, lifespan=lifespan, exception_handlers=handlers
     )
+    # A path with a slash too many is another path, and a redirect would name a scheme and host
+    # that are not the front door's.
+    app.router.redirect_slashes = False
+    return app
 
 
 class McpEndpoint:

@@ -506,8 +506,10 @@ async def test_methods_paths_and_sizes_that_are_not_served(street: Street) -> No
         for method in ("GET", "DELETE", "PUT", "OPTIONS"):
             answer = await client.request(method, "/mcp")
             assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
-        missing = await client.get("/other")
-        assert (missing.status_code, missing.json()["reason"]) == (404, "RESOURCE_NOT_FOUND")
+        for path in ("/other", "/llms.txt/", "/mcp/", "/manifest.json/", "//mcp"):
+            missing = await client.request("POST" if "mcp" in path else "GET", path)
+            assert (missing.status_code, missing.json()["reason"]) == (404, "RESOURCE_NOT_FOUND")
+            assert "location" not in missing.headers
         headers = {"content-type": "application/json", "accept": "application/json"}
         large = await client.post("/mcp", content=b"x" * 200_000, headers=headers)
         assert large.status_code == 413
