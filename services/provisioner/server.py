@@ -75,6 +75,7 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
         sweep = Sweep(database, locks, queue, steps, driver)
         await enter(_at_work(work(settings, reconciler.reconcile)))
         await enter(_at_work(sweep.run(settings.sweep_seconds)))
+        await enter(_at_work(driver.keep_spare()))
         yield Service(
             registrations=[
                 Registration(

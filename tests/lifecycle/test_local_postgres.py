@@ -16,7 +16,7 @@ import asyncpg
 import psutil
 import pytest
 
-from services.provisioner.domain import DatabaseAddress, DatabaseRole
+from services.provisioner.domain import DatabaseAddress, DatabaseRole, deployment_id
 from services.provisioner.drivers import guard, postgres_process
 from services.provisioner.drivers.claim import claim
 from services.provisioner.drivers.local import LocalDriver, PortRange, remove_home
@@ -206,6 +206,12 @@ async def test_a_recycled_process_id_is_neither_adopted_nor_killed(
         await bystander.wait()
 
 
+def test_postgres_that_only_prepares_a_directory_is_no_server(tmp_path: Path) -> None:
+    lines = (f"-{os.getpid()}", str(tmp_path), "1", "20000", "", "", "", "ready")
+    (tmp_path / "postmaster.pid").write_text("\n".join(lines))
+    assert postgres_process.running(tmp_path) is None
+
+
 @pytest.mark.parametrize("moment", range(12))
 async def test_killed_in_the_middle_of_ensure_the_next_one_completes_it(
     home: Path, moment: int
@@ -217,19 +223,7 @@ async def test_killed_in_the_middle_of_ensure_the_next_one_completes_it(
         "print('now', flush=True);"
         "asyncio.run(local_driver(Path(sys.argv[1])).ensure(sys.argv[2], 1, None))"
     )
-    killed = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", script, str(home), deployment),
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-    )
-    assert killed.stdout is not None
-    await killed.stdout.readline()
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(moment * 0.025):
-            await killed.wait()
-    with contextlib.suppress(ProcessLookupError):
-        killed.kill()
-    await killed.wait()
+    await killed_after(moment * 0.025, script, str(home), deployment)
     driver = local_driver(home)
     address = await driver.ensure(deployment, 1, None)
     await (await connect(driver, deployment, address)).close()
@@ -237,6 +231,23 @@ async def test_killed_in_the_middle_of_ensure_the_next_one_completes_it(
     await driver.destroy(deployment)
     assert_nothing_is_left(home, deployment)
     await eventually(lambda: not processes_in(home / deployment))
+
+
+async def killed_after(seconds: float, script: str, *arguments: str) -> None:
+    """Runs a script that says when it begins, and kills it so long after that."""
+    killed = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", script, *arguments),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+    )
+    assert killed.stdout is not None
+    await killed.stdout.readline()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await killed.wait()
+    with contextlib.suppress(ProcessLookupError):
+        killed.kill()
+    await killed.wait()
 
 
 def assert_nothing_is_left(home: Path, deployment: DeploymentId) -> None:
@@ -267,6 +278,93 @@ async def test_what_a_killed_copy_left_is_found_and_removed(
     assert deployment in await driver.found()
     await driver.destroy(deployment)
     assert_nothing_is_left(home, deployment)
+
+
+@pytest.fixture
+async def spare(driver: LocalDriver, home: Path) -> AsyncIterator[Path]:
+    """The spare copy that `driver` keeps ready."""
+    keeping = asyncio.create_task(driver.keep_spare())
+    try:
+        await eventually(lambda: bool(spares(home)))
+        yield spares(home)[0]
+    finally:
+        keeping.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await keeping
+        for left in spares(home):
+            await postgres_process.destroy(left)
+
+
+def inode(path: Path) -> int:
+    return path.stat().st_ino
+
+
+def spares(home: Path) -> list[Path]:
+    return sorted(home.glob("*.spare"))
+
+
+async def test_a_deployment_takes_the_spare_and_the_next_one_is_made(
+    driver: LocalDriver, home: Path, spare: Path
+) -> None:
+    for _ in range(2):
+        await eventually(spare.exists)
+        deployment, was = new_deployment_id(), inode(spare)
+        address = await driver.ensure(deployment, 1, None)
+        assert inode(home / deployment) == was
+        await (await connect(driver, deployment, address)).close()
+        await driver.destroy(deployment)
+    await eventually(lambda: spares(home) == [spare])
+
+
+async def test_many_who_ensure_at_once_share_no_spare(
+    driver: LocalDriver, home: Path, spare: Path
+) -> None:
+    deployments = [new_deployment_id() for _ in range(4)]
+    assert spares(home) == [spare]
+    await asyncio.gather(*(driver.ensure(one, 1, None) for one in deployments))
+    assert len({server_pid(home, one) for one in deployments}) == len(deployments)
+    assert len({inode(home / one) for one in deployments}) == len(deployments)
+
+
+async def test_a_spare_is_nobodys_deployment(driver: LocalDriver, spare: Path) -> None:
+    assert not [name for name in await driver.found() if name in spare.name]
+    assert deployment_id(spare.name) is None
+
+
+async def test_a_spare_of_another_template_is_removed(
+    driver: LocalDriver, home: Path, deployment: DeploymentId
+) -> None:
+    other = home / f"template-{'0' * 16}.spare"
+    left = (other, home / f".{other.name}.partial", home / f".{other.name}.doomed")
+    for folder in left:
+        folder.mkdir()
+        (folder / "PG_VERSION").write_text("16\n")
+    keeping = asyncio.create_task(driver.keep_spare())
+    await eventually(lambda: not any(folder.exists() for folder in left))
+    keeping.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await keeping
+    await driver.ensure(deployment, 1, None)
+    assert spares(home) == []
+
+
+@pytest.mark.parametrize("moment", range(5))
+async def test_a_spare_is_whole_or_not_there_whenever_its_maker_is_killed(
+    driver: LocalDriver, home: Path, moment: int
+) -> None:
+    script = (
+        "import asyncio, sys; from pathlib import Path;"
+        "from tests.lifecycle.test_local_postgres import local_driver;"
+        "print('now', flush=True);"
+        "asyncio.run(local_driver(Path(sys.argv[1])).keep_spare())"
+    )
+    await killed_after(moment * 0.04, script, str(home))
+    for _ in range(2):
+        deployment = new_deployment_id()
+        address = await driver.ensure(deployment, 1, None)
+        await (await connect(driver, deployment, address)).close()
+        await driver.destroy(deployment)
+    assert spares(home) == []
 
 
 async def test_a_guard_that_ends_is_missed_and_started_again(

@@ -57,6 +57,10 @@ def servers(mesh: Mesh) -> Path:
     return postgres_process.reachable_home(mesh.home)
 
 
+def spares(mesh: Mesh) -> list[Path]:
+    return list(servers(mesh).glob("*.spare"))
+
+
 def server_pid(mesh: Mesh, deployment_id: str) -> int | None:
     server = postgres_process.running(servers(mesh) / deployment_id)
     return None if server is None else server.pid
@@ -300,6 +304,26 @@ async def test_a_server_that_no_row_knows_is_removed(mesh: Mesh) -> None:
     assert server_pid(mesh, stray) is None
 
 
+async def test_a_spare_is_ready_before_anyone_asks_and_again_after_a_create(
+    mesh: Mesh, customer: Customer
+) -> None:
+    await eventually(lambda: len(spares(mesh)) == 1)
+    was = spares(mesh)[0].stat().st_ino
+    deployment = await mesh.deployment(customer)
+    assert (servers(mesh) / deployment.deployment_id).stat().st_ino == was
+    await eventually(lambda: len(spares(mesh)) == 1)
+
+
+async def test_a_spare_outlives_the_provisioner_and_its_sweeps(mesh: Mesh) -> None:
+    await eventually(lambda: len(spares(mesh)) == 1)
+    was = spares(mesh)[0].stat().st_ino
+    stray = servers(mesh) / new_deployment_id()
+    async with without(mesh, "provisioner"):
+        stray.mkdir()
+    await eventually(lambda: not stray.exists())
+    assert [spare.stat().st_ino for spare in spares(mesh)] == [was]
+
+
 async def test_a_provisioner_does_not_touch_the_servers_of_another(
     mesh: Mesh, start_mesh: StartMesh, customer: Customer
 ) -> None:
@@ -311,5 +335,4 @@ async def test_a_provisioner_does_not_touch_the_servers_of_another(
         with pytest.raises(ServerError):
             async with compose(theirs):
                 pass
-        await remove_home(servers(other))
     assert server_pid(mesh, deployment.deployment_id) is not None

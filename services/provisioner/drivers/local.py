@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import asyncpg
+import structlog
 
 from services.provisioner.domain import DatabaseAddress, DatabaseRole, deployment_id
 from services.provisioner.drivers import guard, local_database, postgres_process
@@ -18,6 +19,7 @@ from services.provisioner.drivers.postgres_process import (
     HOST,
     Blueprint,
     PortTakenError,
+    PostgresMissingError,
     RunningServer,
     ServerError,
 )
@@ -30,7 +32,10 @@ DATABASE = local_database.DATABASE
 _PREPARED_NAME = "bulkhead.prepared"
 _CONNECT_SECONDS = 5.0
 _PORT_TRIES = 8
-_LEFT_BY_A_SERVER = re.compile(r"\.?(dep_[0-9a-z]{26})(?:\.(?:lock|partial|doomed))?")
+_ALSO_LEFT = r"(?:\.(?:lock|partial|doomed))?"
+_LEFT_BY_A_SERVER = re.compile(rf"\.?(dep_[0-9a-z]{{26}}){_ALSO_LEFT}")
+_LEFT_BY_A_SPARE = re.compile(rf"\.?(template-[0-9a-f]{{16}}\.spare){_ALSO_LEFT}")
+_SPARE_RETRY_SECONDS = 10.0
 
 _SETTINGS = {
     "max_connections": "25",
@@ -96,6 +101,7 @@ class LocalDriver:
             access=local_database.ACCESS,
             scripts=local_database.scripts(),
         )
+        self._cloned = asyncio.Event()
 
     async def ensure(
         self, deployment: DeploymentId, generation: int, wanted_port: int | None
@@ -104,8 +110,7 @@ class LocalDriver:
         directory = self._directory(deployment)
         try:
             if postgres_process.running(directory) is None:
-                template = await postgres_process.ensure_template(self._home, self._blueprint)
-                await postgres_process.clone(template, directory)
+                await self._clone(directory)
             server = await self._start(directory, wanted_port)
             await self._prepare(deployment, directory, server, generation)
             if not guard.alive(directory, server):
@@ -113,6 +118,9 @@ class LocalDriver:
                 await guard.start(directory, server, password, self._cap)
         except (ServerError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             raise DriverError("the database server is not ready") from error
+        finally:
+            # Not earlier, for both would be slower.
+            self._cloned.set()
         return DatabaseAddress(HOST, server.port)
 
     async def exists(self, deployment: DeploymentId) -> DatabaseAddress | None:
@@ -138,9 +146,37 @@ class LocalDriver:
 
     async def found(self) -> Sequence[DeploymentId]:
         """Returns every deployment that left something in the home."""
+        return [DeploymentId(name) for name in await self._left(_LEFT_BY_A_SERVER)]
+
+    async def keep_spare(self) -> None:
+        """Keeps the template, and a copy of it for the next deployment, ready, for ever."""
+        while True:
+            self._cloned.clear()
+            try:
+                await self._ensure_spare()
+            except (ServerError, PostgresMissingError, OSError) as error:
+                structlog.get_logger().warning("no spare", error=type(error).__name__)
+                await asyncio.sleep(_SPARE_RETRY_SECONDS)
+            else:
+                await self._cloned.wait()
+
+    async def _ensure_spare(self) -> None:
+        """Makes the spare if it was taken, and removes those of other templates."""
+        template = await postgres_process.ensure_template(self._home, self._blueprint)
+        spare = await postgres_process.ensure_spare(template)
+        for other in await self._left(_LEFT_BY_A_SPARE):
+            if other != spare.name:
+                await postgres_process.destroy(self._home / other)
+
+    async def _clone(self, directory: Path) -> None:
+        template = await postgres_process.ensure_template(self._home, self._blueprint)
+        await postgres_process.clone(template, directory)
+
+    async def _left(self, kind: re.Pattern[str]) -> list[str]:
+        """Returns the name of each server directory of a kind that left anything in the home."""
         names = await asyncio.to_thread(lambda: [path.name for path in self._home.iterdir()])
-        matches = (_LEFT_BY_A_SERVER.fullmatch(name) for name in names)
-        return sorted({DeploymentId(match[1]) for match in matches if match})
+        matches = (kind.fullmatch(name) for name in names)
+        return sorted({match[1] for match in matches if match})
 
     def _directory(self, deployment: DeploymentId) -> Path:
         if deployment_id(deployment) is None:

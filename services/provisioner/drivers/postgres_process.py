@@ -28,8 +28,10 @@ from services.provisioner.drivers.postgres_install import (
 from services.provisioner.drivers.postgres_template import (
     Blueprint,
     clone,
+    ensure_spare,
     ensure_template,
     partial_of,
+    spare_of,
 )
 from services.provisioner.drivers.server_command import ServerError, detach
 
@@ -43,11 +45,13 @@ __all__ = [
     "binaries",
     "clone",
     "destroy",
+    "ensure_spare",
     "ensure_template",
     "free_port",
     "reachable_home",
     "running",
     "server_user",
+    "spare_of",
     "start",
     "stop",
 ]
@@ -93,7 +97,8 @@ def running(directory: Path) -> RunningServer | None:
         pid, port = int(lines[0]), int(lines[3])
     except (OSError, ValueError, IndexError):
         return None
-    if not _is_server(pid, directory.resolve()):
+    # Postgres that prepares a directory without serving it writes its id below zero.
+    if pid <= 0 or not _is_server(pid, directory.resolve()):
         return None
     ready = len(lines) > 7 and lines[7].strip() == "ready"  # noqa: PLR2004 the line's number
     return RunningServer(pid=pid, port=port, ready=ready)
@@ -157,6 +162,8 @@ async def destroy(directory: Path) -> None:
 def _remove(directory: Path) -> None:
     """Removes `directory` at one stroke by name, then its files."""
     doomed = directory.with_name(f".{directory.name}.doomed")
+    # What one that was killed had left would be in the way.
+    shutil.rmtree(doomed, ignore_errors=True)
     with contextlib.suppress(FileNotFoundError):
         directory.rename(doomed)
     for path in (doomed, partial_of(directory)):

@@ -1,11 +1,12 @@
-"""Server directories: one template by `initdb`, then copies of it."""
+"""Server directories: one template by `initdb`, then copies of it, one of them made in advance."""
 
 import asyncio
 import hashlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from services.provisioner.drivers.folder_lock import Held, locked
@@ -45,18 +46,37 @@ async def ensure_template(home: Path, blueprint: Blueprint) -> Path:
     """
     template = home / blueprint.name
     async with locked(template) as lock:
-        await asyncio.to_thread(_initialize, template, blueprint, lock)
+        await _to_its_end(partial(_initialize, template, blueprint, lock))
     return template
+
+
+async def ensure_spare(template: Path) -> Path:
+    """Returns the copy of `template` that the next `clone` takes, made if it is not there.
+
+    Raises:
+        ServerError: the copy failed.
+    """
+    spare = spare_of(template)
+    async with locked(spare) as lock:
+        await _to_its_end(partial(_copy, template, spare, lock))
+    return spare
 
 
 async def clone(template: Path, target: Path) -> None:
     """Makes `target` a copy of `template`, whole or not at all; does nothing if it is there.
 
+    The spare copy becomes it, if there is one.
+
     Raises:
         ServerError: the copy failed.
     """
     async with locked(target) as lock:
-        await asyncio.to_thread(_copy, template, target, lock)
+        await _to_its_end(partial(_take_or_copy, template, target, lock))
+
+
+def spare_of(template: Path) -> Path:
+    """Returns where the spare copy of `template` lies; it has a name of its own kind."""
+    return template.with_name(f"{template.name}.spare")
 
 
 def partial_of(target: Path) -> Path:
@@ -64,25 +84,43 @@ def partial_of(target: Path) -> Path:
     return target.with_name(f".{target.name}.partial")
 
 
+async def _to_its_end(work: Callable[[], None]) -> None:
+    """Does `work` in a thread; who is cancelled meanwhile holds the folder until it has ended."""
+    thread = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        await asyncio.shield(thread)
+    finally:
+        await asyncio.gather(thread, return_exceptions=True)
+
+
+def _take_or_copy(template: Path, target: Path, lock: Held) -> None:
+    if target.exists():
+        return
+    try:
+        spare_of(template).rename(target)
+    except FileNotFoundError:
+        _copy(template, target, lock)
+
+
 def _copy(template: Path, target: Path, lock: Held) -> None:
     if target.exists():
         return
-    partial = partial_of(target)
-    shutil.rmtree(partial, ignore_errors=True)
-    run(("cp", "-a", "--reflink=auto", "--", str(template), str(partial)), lock, as_server=False)
-    partial.rename(target)
+    half = partial_of(target)
+    shutil.rmtree(half, ignore_errors=True)
+    run(("cp", "-a", "--reflink=auto", "--", str(template), str(half)), lock, as_server=False)
+    half.rename(target)
 
 
 def _initialize(template: Path, blueprint: Blueprint, lock: Held) -> None:
     if template.exists():
         return
-    partial = partial_of(template)
-    shutil.rmtree(partial, ignore_errors=True)
-    _run_initdb(partial, blueprint, lock)
-    (partial / "pg_hba.conf").write_text(blueprint.access)
+    half = partial_of(template)
+    shutil.rmtree(half, ignore_errors=True)
+    _run_initdb(half, blueprint, lock)
+    (half / "pg_hba.conf").write_text(blueprint.access)
     for database, script in blueprint.scripts:
-        _run_single_user(partial, database, script, lock)
-    partial.rename(template)
+        _run_single_user(half, database, script, lock)
+    half.rename(template)
 
 
 def _run_initdb(directory: Path, blueprint: Blueprint, lock: Held) -> None:
