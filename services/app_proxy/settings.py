@@ -1,19 +1,32 @@
 """Settings of the app_proxy service: `BULKHEAD_*`."""
 
+from pathlib import Path
+
 from pydantic import Field
 
 from services.app_proxy.database.pools import PoolLimits
 from services.app_proxy.database.results import Caps
 from services.app_proxy.web_middleware import Bounds
-from services.shared.settings import PostgresSettings, ServiceSettings, ValkeySettings
+from services.shared.settings import (
+    LOCAL_PKI,
+    LOCAL_STATE,
+    PostgresSettings,
+    ServiceSettings,
+    ValkeySettings,
+)
 
 
 class Settings(ServiceSettings, PostgresSettings, ValkeySettings):
     """Where deployments' requests come in and what they may take, beside what every service has."""
 
+    listen: str = "127.0.0.1:7104"
+    tls_cert_file: Path = LOCAL_PKI / "app_proxy.pem"
+    tls_key_file: Path = LOCAL_PKI / "app_proxy.key"
     postgres_database: str = "app_proxy"
     postgres_user: str = "app_proxy"
+    postgres_password_file: Path | None = LOCAL_STATE / "postgres/app_proxy.password"
     valkey_user: str = "app_proxy"
+    valkey_password_file: Path | None = LOCAL_STATE / "valkey/app_proxy.password"
 
     # Where HTTP is served to the front door, with mTLS; port 0 picks a free one.
     http_listen: str = Field(default="127.0.0.1:0", pattern=r":\d{1,5}$")

@@ -3,17 +3,20 @@
 from datetime import timedelta
 from pathlib import Path
 
-from services.shared.settings import PostgresSettings, ServiceSettings
+from services.shared.settings import LOCAL_PKI, LOCAL_STATE, PostgresSettings, ServiceSettings
 
 
 class Settings(ServiceSettings, PostgresSettings):
     """Read from `BULKHEAD_*`."""
 
     listen: str = "127.0.0.1:7101"
+    tls_cert_file: Path = LOCAL_PKI / "auth.pem"
+    tls_key_file: Path = LOCAL_PKI / "auth.key"
     postgres_database: str = "auth"
     postgres_user: str = "auth"
+    postgres_password_file: Path | None = LOCAL_STATE / "postgres/auth.password"
     # At least 32 bytes; without it nobody can tell from a copy of the database what a key is.
-    pepper_file: Path = Path(".bulkhead/secrets/pepper")
+    pepper_file: Path = LOCAL_STATE / "secrets/pepper"
     # Holds the operator's key; the key in this file is valid, and no earlier one.
     bootstrap_operator_key_file: Path | None = None
     # How long a job may act for a tenant after it was asked for.

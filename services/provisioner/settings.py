@@ -4,15 +4,18 @@ from pathlib import Path
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from services.shared.settings import PostgresSettings, ServiceSettings
+from services.shared.settings import LOCAL_PKI, LOCAL_STATE, PostgresSettings, ServiceSettings
 
 
 class Settings(ServiceSettings, PostgresSettings):
     """Read from `BULKHEAD_*`."""
 
     listen: str = "127.0.0.1:7103"
+    tls_cert_file: Path = LOCAL_PKI / "provisioner.pem"
+    tls_key_file: Path = LOCAL_PKI / "provisioner.key"
     postgres_database: str = "provisioner"
     postgres_user: str = "provisioner"
+    postgres_password_file: Path | None = LOCAL_STATE / "postgres/provisioner.password"
     # Deployments worked on at one moment by this process, each with a connection for its lock.
     lock_pool_size: int = Field(default=12, ge=2)
 
@@ -22,10 +25,10 @@ class Settings(ServiceSettings, PostgresSettings):
 
     # Servers live in `servers` of this folder, or under /var/lib/bulkhead when we are root and the
     # folder is not open to the servers' user.
-    servers_home: Path = Path(".bulkhead")
+    servers_home: Path = LOCAL_STATE
     # 0600; passwords of databases are derived from it. Made when it is missing; lost with it is the
     # way into every database.
-    database_secret_file: Path = Path(".bulkhead/secrets/database")
+    database_secret_file: Path = LOCAL_STATE / "secrets/database"
     # Where servers listen; below the ports that the system lends to outgoing connections.
     database_port_first: int = Field(default=20_000, ge=1_024, le=65_535)
     database_port_last: int = Field(default=31_999, ge=1_024, le=65_535)

@@ -1,11 +1,13 @@
 """Settings of the ratelimit service: `BULKHEAD_*`."""
 
+from pathlib import Path
+
 from pydantic import Field
 
 from services.ratelimit.domain import Limits, PlanLimits
 from services.ratelimit.gcra import Ceiling
 from services.shared.principal import Plan
-from services.shared.settings import ServiceSettings, ValkeySettings
+from services.shared.settings import LOCAL_PKI, LOCAL_STATE, ServiceSettings, ValkeySettings
 
 # With both at most a million, every number of `acquire.lua` stays an exact double.
 _MOST = 1_000_000
@@ -13,6 +15,12 @@ _MOST = 1_000_000
 
 class Settings(ServiceSettings, ValkeySettings):
     """What each plan admits, beside what every service has."""
+
+    listen: str = "127.0.0.1:7102"
+    tls_cert_file: Path = LOCAL_PKI / "ratelimit.pem"
+    tls_key_file: Path = LOCAL_PKI / "ratelimit.key"
+    valkey_user: str = "ratelimit"
+    valkey_password_file: Path | None = LOCAL_STATE / "valkey/ratelimit.password"
 
     # Sustained calls per second of one deployment.
     rate_free: int = Field(default=10, ge=1, le=_MOST)

@@ -6,7 +6,9 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-LOCAL_PKI = Path(".bulkhead/pki")
+# Where the embedded stack keeps the files of a service; each service names its own below it.
+LOCAL_STATE = Path(".bulkhead")
+LOCAL_PKI = LOCAL_STATE / "pki"
 
 
 class Environment(BaseSettings):
@@ -22,9 +24,9 @@ class ServiceSettings(Environment):
     listen: str = "127.0.0.1:0"
     # Where health is served in plaintext, and nothing else: a probe carries no certificate.
     health_listen: str = "127.0.0.1:0"
-    tls_cert_file: Path = LOCAL_PKI / "service.crt"
+    tls_cert_file: Path = LOCAL_PKI / "service.pem"
     tls_key_file: Path = LOCAL_PKI / "service.key"
-    tls_ca_file: Path = LOCAL_PKI / "ca.crt"
+    tls_ca_file: Path = LOCAL_PKI / "ca.pem"
     trust_domain: str = "bulkhead.local"
     # Receiver of OTLP over gRPC, as host:port; empty: no traces, no metrics, no cost.
     otlp_endpoint: str = ""

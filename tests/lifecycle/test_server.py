@@ -427,7 +427,11 @@ async def test_a_service_that_cannot_start_says_why_in_one_line(tmp_path: Path) 
             sys.executable,
             "-m",
             "services.auth",
-            env={"BULKHEAD_PEPPER_FILE": str(pepper)} | settings,
+            env={
+                "BULKHEAD_PEPPER_FILE": str(pepper),
+                "BULKHEAD_POSTGRES_PASSWORD_FILE": "/dev/null",
+            }
+            | settings,
             cwd=ROOT,
             stderr=asyncio.subprocess.PIPE,
         )
