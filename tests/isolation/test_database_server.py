@@ -2,9 +2,12 @@
 
 import asyncio
 import contextlib
+import os
+import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import TypeAlias
 
 import asyncpg
 import pytest
@@ -20,11 +23,13 @@ CAP_MILLISECONDS = 1_000
 BOUND_SECONDS = (
     CAP_MILLISECONDS + guard.GRACE_MILLISECONDS + guard.PAUSE_MILLISECONDS
 ) / 1000 + 0.5
+# A process that does not end is killed, and its server is back, within this much more.
+KILLED_SECONDS = (guard.PATIENCE_MILLISECONDS + guard.PAUSE_MILLISECONDS) / 1000 + 2
 READER, WRITER = DatabaseRole.READER, DatabaseRole.WRITER
 BOTH = pytest.mark.parametrize("role", [READER, WRITER])
 
-Session = "asyncpg.Connection[asyncpg.Record]"
-Open = Callable[..., Awaitable["asyncpg.Connection[asyncpg.Record]"]]
+Session: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+Open = Callable[..., Awaitable[Session]]
 
 
 class Target:
@@ -309,24 +314,90 @@ async def test_a_role_cannot_keep_defaults_of_its_own(
     assert await fresh.fetchval("SHOW statement_timeout") == f"{CAP_MILLISECONDS // 1000}s"
 
 
+async def comes_in(connect: Open, role: DatabaseRole, password: str | None = None) -> Session:
+    """Returns a session of `role` that works, as soon as there is one."""
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                session = await connect(role, password)
+                await session.fetchval("SELECT 1")
+            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+                await asyncio.sleep(0.05)
+            else:
+                return session
+
+
 @pytest.mark.promise("P-02")
 async def test_a_role_cannot_keep_a_password_of_its_own(connect: Open) -> None:
     session = await connect(WRITER)
     await session.execute("ALTER ROLE writer PASSWORD 'mine'")
+    intruder = await connect(WRITER, password="mine")
+    await comes_in(connect, WRITER)
+    with pytest.raises(asyncpg.InvalidPasswordError):
+        await connect(WRITER, password="mine")
+    # Sessions that may have been opened with it are out.
+    for one in (session, intruder):
+        with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError)):
+            await one.fetchval("SELECT 1")
+
+
+async def becomes_old(session: Session) -> None:
+    """Returns when `session` is too old to have come in by a password that is changed from now."""
+    margin = "current_setting('authentication_timeout')::interval + interval '2 s'"
+    own = "FROM pg_stat_activity WHERE pid = pg_backend_pid()"
     async with asyncio.timeout(10):
-        while True:
-            try:
-                again = await connect(WRITER)
-            except asyncpg.InvalidPasswordError:
-                await asyncio.sleep(0.05)
-            else:
-                break
+        while await session.fetchval(f"SELECT clock_timestamp() - backend_start < {margin} {own}"):
+            await asyncio.sleep(0.1)
+
+
+@pytest.mark.promise("P-02")
+async def test_changing_the_password_does_not_end_older_sessions_of_the_role(connect: Open) -> None:
+    attacker, innocent = await connect(READER), await connect(READER)
+    await becomes_old(innocent)
+    for _ in range(3):
+        await attacker.execute("ALTER ROLE reader PASSWORD 'mine'")
+        intruder = await connect(READER, "mine")
+        await comes_in(connect, READER)
+        with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError)):
+            await intruder.fetchval("SELECT 1")
+    assert await innocent.fetchval("SELECT 1") == 1
+
+
+# What no timeout, no cancel and no pg_terminate_backend ends: C code that does not look for them.
+# It would run for some minutes.
+DEAF = "SELECT length(translate(repeat('a', 1000000), repeat('b', 70000), ''))"
+
+
+@pytest.mark.promise("P-02")
+@BOTH
+async def test_code_that_does_not_look_whether_it_should_end_is_killed(
+    connect: Open, role: DatabaseRole
+) -> None:
+    session = await connect(role)
+    assert await ended_after(session.execute(DEAF)) < BOUND_SECONDS + KILLED_SECONDS
+    # The guard comes back with the server.
+    again = await comes_in(connect, role)
+    await again.execute("SET statement_timeout = 0")
+    ended = await ended_after(again.execute("SELECT pg_sleep(60)"))
+    assert ended < BOUND_SECONDS + guard.PAUSE_MILLISECONDS / 1000
+
+
+@pytest.mark.promise("P-02")
+async def test_code_that_cannot_be_ended_does_not_hold_a_password(connect: Open) -> None:
+    session = await connect(WRITER)
+    change = "ALTER ROLE writer PASSWORD 'mine'"
+    begun = time.monotonic()
+    held = session.execute(f"{change}; COMMIT; BEGIN; {change}; {DEAF}")
+    running = asyncio.ensure_future(ended_after(held))
+    intruder = await comes_in(connect, WRITER, "mine")
+    await running
+    with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError)):
+        await intruder.fetchval("SELECT 1")
+    again = await comes_in(connect, WRITER)
+    assert time.monotonic() - begun < BOUND_SECONDS + 2 * KILLED_SECONDS
     with pytest.raises(asyncpg.InvalidPasswordError):
         await connect(WRITER, password="mine")
     assert await again.fetchval("SELECT 1") == 1
-    # Whoever changed it is out, and so are the sessions opened with it.
-    with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError)):
-        await session.fetchval("SELECT 1")
 
 
 @pytest.mark.promise("P-02")
@@ -345,6 +416,70 @@ async def test_connections_are_limited_so_that_the_guard_always_has_one(connect:
         await connect(WRITER)
     with pytest.raises(asyncpg.TooManyConnectionsError):
         await connect(WRITER)
+
+
+@pytest.fixture
+async def hasty(target: Target, home: Path) -> AsyncIterator[None]:
+    """Autovacuum looks every second, not every minute."""
+    directory = home / target.deployment
+    settings = directory / "postgresql.auto.conf"
+    before = settings.read_text()
+    server = postgres_process.running(directory)
+    assert server is not None
+    settings.write_text(f"{before}autovacuum_naptime = 1s\n")
+    os.kill(server.pid, signal.SIGHUP)
+    yield
+    settings.write_text(before)
+    os.kill(server.pid, signal.SIGHUP)
+
+
+UPKEEP = "SELECT pid FROM pg_stat_progress_analyze"
+ENDLESS = {
+    "that can be ended": "LOOP PERFORM pg_sleep(0.01); END LOOP;",
+    "that cannot be ended": (
+        "PERFORM length(translate(repeat('a', 1000000), repeat('b', 70000), ''));"
+    ),
+}
+
+
+@pytest.mark.promise("P-02")
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("way", ENDLESS)
+async def test_autovacuum_does_not_run_a_tenants_code_for_ever(connect: Open, way: str) -> None:
+    writer = await connect(WRITER)
+    await writer.execute(f"""
+        CREATE FUNCTION endless(a int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS $$ BEGIN
+            IF inet_client_addr() IS NULL THEN {ENDLESS[way]} END IF;
+            RETURN a;
+        END $$;
+        CREATE TABLE kept_up (a int) WITH (autovacuum_analyze_threshold = 1);
+        CREATE INDEX ON kept_up (endless(a));
+        INSERT INTO kept_up SELECT generate_series(1, 1000);
+    """)
+    await writer.close()  # It tells now, not later, what it wrote.
+    writer = await connect(WRITER)
+    async with asyncio.timeout(10):
+        while not (worker := await writer.fetchval(UPKEEP)):
+            await asyncio.sleep(0.05)
+    async with asyncio.timeout(BOUND_SECONDS + KILLED_SECONDS):
+        with contextlib.suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+            while worker in [row["pid"] for row in await writer.fetch(UPKEEP)]:
+                await asyncio.sleep(0.05)
+    again = await comes_in(connect, WRITER)
+    # The worker that may be there by now is in the way for a second.
+    await again.execute("SET statement_timeout = 0; DROP TABLE kept_up; DROP FUNCTION endless")
+
+
+@pytest.mark.promise("P-02")
+async def test_who_connects_and_says_nothing_does_not_keep_others_out(
+    connect: Open, target: Target
+) -> None:
+    async with contextlib.AsyncExitStack() as silent:
+        for _ in range(80):
+            _, mute = await asyncio.open_connection(target.address.host, target.address.port)
+            silent.callback(mute.close)
+        session = await comes_in(connect, READER)
+        assert await session.fetchval("SELECT 1") == 1
 
 
 @pytest.mark.promise("P-02")

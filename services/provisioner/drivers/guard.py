@@ -1,4 +1,4 @@
-"""The guard of a local server: a session that ends overlong statements, beside the server.
+"""The guard of a local server: a session that ends overlong statements, beside the server (P-02).
 
 Postgres lets every role raise its own statement_timeout, so the cap is kept by someone else. The
 guard belongs to the server, not to the provisioner: it starts after it, outlives the provisioner,
@@ -19,27 +19,56 @@ from services.provisioner.drivers.postgres_install import binaries
 from services.provisioner.drivers.postgres_process import HOST, RunningServer
 from services.provisioner.drivers.server_command import ServerError, detach
 
-# How often the guard looks, and for how long past the cap a statement's own timeout may act first.
+# How often the guard looks, for how long past the cap a statement's own timeout may act first, and
+# for how long a session that was told to end may stay before its process is killed.
 PAUSE_MILLISECONDS = 1_000
 GRACE_MILLISECONDS = 1_000
+PATIENCE_MILLISECONDS = 3_000
 
 _START_SECONDS = 5.0
 _POLL_SECONDS = 0.002
 _NAME = "bulkhead-guard"
 _PID_NAME = "bulkhead.guard"
 # The newest guard is the one whose process id stands in the file, and it ends the sessions of the
-# others. One that cannot come back within 30 tries is started anew by the provisioner.
+# others. One that cannot come back within 30 tries is started anew by the provisioner. Only a child
+# of this very server is killed. The server then ends every session, the guard's too, and recovers;
+# therefore a session that began to watch makes good for all tries before it.
 _LOOP = """\
-file="$1/$2"
+directory=$1 file=$1/$2 server=$3 psql=$4 where=$5 watch=$6
+parent() {
+    if read -r stat <"/proc/$1/stat"; then
+        set -- ${stat##*) }
+        echo "$2"
+    else
+        ps -o ppid= -p "$1"
+    fi
+}
+ours() {
+    read -r first <"$directory/postmaster.pid"
+    [ "$first" = "$server" ] && [ $(parent "$1") -eq "$server" ]
+}
+obey() {
+    watched=1
+    while read -r severity order pid; do
+        case $order in
+            watching) watched=0 ;;
+            kill) ours "$pid" && kill -KILL "$pid" ;;
+        esac
+    done
+    return $watched
+}
 echo $$ >"$file"
 tries=0
-while [ $tries -lt 30 ] && kill -0 "$3" && [ "$(cat "$file")" = $$ ]; do
-    "$4" -X -q -d "$5" -c "$6"
+while [ $tries -lt 30 ] && kill -0 "$server" && [ "$(cat "$file")" = $$ ]; do
     tries=$((tries + 1))
+    "$psql" -X -q -d "$where" -c "$watch" 2>&1 >/dev/null | obey && tries=0
     sleep 1
 done
 """
-_OPTIONS = "-c statement_timeout=0 -c lock_timeout=200"
+_OPTIONS = (
+    "-c statement_timeout=0 -c lock_timeout=200 -c client_min_messages=notice "
+    f"-c bulkhead.patience={PATIENCE_MILLISECONDS}ms"
+)
 
 
 async def start(

@@ -39,6 +39,8 @@ _SPARE_RETRY_SECONDS = 10.0
 
 _SETTINGS = {
     "max_connections": "25",
+    # Whoever connects and says nothing holds a place only so long.
+    "authentication_timeout": "5s",
     "shared_buffers": "16MB",
     "temp_file_limit": "256MB",
     "wal_level": "minimal",
