@@ -48,9 +48,14 @@ class Settings(ServiceSettings, PostgresSettings, ValkeySettings):
     statement_seconds: float = Field(default=10.0, gt=0, le=300)
     # Most rows, and most bytes of rows as JSON, in one result.
     result_rows: int = Field(default=1_000, ge=1)
-    result_bytes: int = Field(default=1_000_000, ge=1_000)
-    # Most bytes that Postgres may send for one statement; beyond it the connection is cut.
-    statement_wire_bytes: int = Field(default=16_000_000, ge=100_000)
+    result_bytes: int = Field(default=256_000, ge=1_000)
+    # Most values in one result: columns of rows, elements of arrays, parts of json.
+    result_values: int = Field(default=20_000, ge=100)
+    # Most bytes that Postgres may send for one statement; beyond it the connection is cut. Rows
+    # beyond twice `result_bytes` are thrown away as they arrive.
+    statement_wire_bytes: int = Field(default=4_000_000, ge=100_000)
+    # Seconds of the processor that one result may take; beyond it the result is cut.
+    statement_work_seconds: float = Field(default=0.1, gt=0)
 
     # Connections to one deployment's database per role, and pools of this process.
     pool_size: int = Field(default=5, ge=1, le=50)
@@ -67,6 +72,8 @@ class Settings(ServiceSettings, PostgresSettings, ValkeySettings):
             size=self.result_bytes,
             wire=self.statement_wire_bytes,
             seconds=self.statement_seconds,
+            values=self.result_values,
+            work_seconds=self.statement_work_seconds,
         )
 
     def bounds(self) -> Bounds:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -9,7 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.app_proxy.database import codecs
+from services.app_proxy.database.allowance import Allowance, TooMuchError
 from services.app_proxy.database.codecs import (
+    LEFT_OUT,
+    RawJson,
+    Sayable,
     as_integer,
     as_json,
     as_number,
@@ -18,9 +24,11 @@ from services.app_proxy.database.codecs import (
     exact_integer,
     finite_float,
     iso_timestamp,
-    json_safe,
+    json_parts,
     json_value,
+    within,
 )
+from services.app_proxy.database.driver import ByteGuard
 from services.app_proxy.database.failures import StatementError
 from services.app_proxy.database.results import Caps, RowsInCaps, unique_names
 from services.app_proxy.database.spans import shape
@@ -134,7 +142,7 @@ def test_what_json_cannot_say_becomes_text() -> None:
     }
     deep = "[" * 100_000 + "]" * 100_000
     assert json_value(deep) == deep
-    assert json_safe([None, True, 2**60, math.nan, (1, "x")]) == [
+    assert Sayable(10).value([None, True, 2**60, math.nan, (1, "x")], 100) == [
         None,
         True,
         str(2**60),
@@ -168,6 +176,100 @@ def test_rows_stop_at_either_cap_and_say_why() -> None:
     assert not large.add(["x" * 80])
     assert large.cut is not None
     assert "100 bytes" in large.cut
+
+
+@pytest.mark.promise("P-38")
+def test_json_that_does_not_fit_is_never_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[str] = []
+    monkeypatch.setattr(codecs, "json_value", parsed.append)
+    for text, values, size in (
+        ("[" * 50 + "]" * 50, 49, 1_000),
+        ("[1,2,3,4]", 4, 1_000),
+        ('{"a":1,"b":2}', 2, 1_000),
+        ('"' + "x" * 1_000 + '"', 10, 1_000),
+    ):
+        with pytest.raises(TooMuchError):
+            Sayable(values).value(RawJson(text), size)
+    assert parsed == []
+    Sayable(6).value(RawJson("[1,2,3,4]"), 1_000)
+    assert parsed == ["[1,2,3,4]"]
+
+
+@given(
+    st.recursive(
+        st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
+    )
+)
+def test_json_holds_no_more_values_than_are_charged_for_it(value: Any) -> None:
+    def values_in(some: Any) -> int:
+        inner = some.values() if isinstance(some, dict) else some if isinstance(some, list) else ()
+        return 1 + sum(values_in(item) for item in inner)
+
+    assert values_in(value) <= json_parts(json.dumps(value))
+
+
+def test_values_beyond_the_allowance_are_not_decoded() -> None:
+    decoded: list[str] = []
+    allowance = Allowance()
+    decode = within(allowance, decoded.append)
+    allowance.allow(3, 1.0)
+    assert [decode(text) for text in "abcde"][3:] == [LEFT_OUT, LEFT_OUT]
+    assert decoded == ["a", "b", "c"]
+    with pytest.raises(TooMuchError):
+        Sayable(10).value([LEFT_OUT], 100)
+    allowance.allow(3, 0.0)
+    with allowance.charged():
+        pass
+    assert allowance.out_of_time
+    assert decode("x") is LEFT_OUT
+
+
+class Driver:
+    """What stands behind the guard: remembers what it gets."""
+
+    def __init__(self) -> None:
+        self.got = b""
+        self.aborted = False
+
+    def data_received(self, data: bytes) -> None:
+        self.got += data
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+def message(kind: bytes, size: int) -> bytes:
+    return kind + (size + 4).to_bytes(4, "big") + b"x" * size
+
+
+@given(st.integers(1, 40))
+def test_rows_beyond_their_bytes_never_reach_the_driver_however_they_arrive(step: int) -> None:
+    driver = Driver()
+    guard = ByteGuard(driver, driver)
+    guard.allow(1_000)
+    guard.allow_rows(50)
+    rows = [message(b"D", size) for size in (10, 20, 500, 1)]
+    sent = message(b"N", 3) + b"".join(rows) + message(b"s", 0) + message(b"Z", 1)
+    for at in range(0, len(sent), step):
+        guard.data_received(sent[at : at + step])
+    assert driver.got == rows[0] + rows[1] + message(b"s", 0) + message(b"Z", 1)
+    assert guard.rows_left_out == 2
+    assert not driver.aborted
+    guard.data_received(message(b"s", 1_000))
+    assert driver.aborted
+    assert guard.overrun
+
+
+def test_a_statement_of_nothing_but_comments_is_read_in_one_pass() -> None:
+    for sql in ("--\n" * 80_000, "/*" * 120_000, " " * 240_000, "/**/" * 60_000, "(;" * 120_000):
+        began = time.thread_time()
+        assert first_word(sql) == ""
+        # It took seconds when each comment was looked for to the end of the statement.
+        assert time.thread_time() - began < 0.5
+
+
+def test_many_repeated_columns_are_named_in_one_pass() -> None:
+    assert unique_names(["a"] * 1_600)[-1] == "a_1600"
 
 
 def test_a_repeated_column_keeps_every_value() -> None:

@@ -19,8 +19,9 @@ from services.app_proxy.database.catalogue import Catalogue
 from services.app_proxy.database.executor import Executor, Owner
 from services.app_proxy.database.failures import Failure, StatementError
 from services.app_proxy.database.pools import PoolLimits, Pools, open_pools
-from services.app_proxy.database.results import Caps
+from services.app_proxy.database.results import Caps, Result
 from services.app_proxy.database.roles import Address, Role
+from services.app_proxy.settings import Settings
 from services.provisioner.drivers import postgres_process
 from services.provisioner.drivers.local import remove_home
 from services.provisioner.drivers.postgres_process import Blueprint
@@ -28,6 +29,7 @@ from services.shared.errors import UnavailableError
 from services.shared.ids import DeploymentId, new_deployment_id, random_text
 
 CAPS = Caps(rows=100, size=50_000, wire=2_000_000, seconds=2.0)
+BY_DEFAULT = Settings().caps()
 LIMITS = PoolLimits(size=3, most=4, idle_seconds=30.0, wait_seconds=1.0)
 _PASSWORD = "correct horse"
 _SETUP = """
@@ -261,6 +263,98 @@ async def test_one_enormous_row_costs_the_connection_not_our_memory(db: Setting)
     assert failure.code == "54000"
     assert await db.value("SELECT 1") == 1
     assert len(db.server.asked) == asked
+
+
+# Statements of a few words, that a key with db:read may send.
+COSTLY = [
+    "SELECT ('[' || rtrim(repeat('[1],', 3500000), ',') || ']')::json",
+    "SELECT ('[' || rtrim(repeat('[1],', 60000), ',') || ']')::json",
+    "SELECT ('[' || rtrim(repeat('1e1,', 60000), ',') || ']')::json",
+    "SELECT json_agg(json_build_object('a', g, 'b', array[g, g])) FROM generate_series(1, 20000) g",
+    "SELECT array_agg(g) FROM generate_series(1, 100000) g",
+    "SELECT array_agg(1) FROM generate_series(1, 250000) g",
+    "SELECT array_agg('x'::text) FROM generate_series(1, 100000) g",
+    "SELECT array_agg('x'::name) FROM generate_series(1, 50000) g",
+    "SELECT array_agg(ARRAY[1]) FROM generate_series(1, 100000) g",
+    "SELECT array_fill(NULL::int, ARRAY[100000])",
+    f"SELECT {', '.join(['1.5::numeric AS a'] * 1600)} FROM generate_series(1, 50)",
+    f"SELECT {', '.join(['NULL'] * 1600)} FROM generate_series(1, 100000)",
+    "SELECT g, g, g, g, g, g, g, g FROM generate_series(1, 2000000) g",
+    "SELECT repeat('x', (g % 10) * 30000) FROM generate_series(1, 20000) g",
+]
+# Far above what a result holds the loop for, also on a busy machine; unbounded it is seconds.
+_MOST_STALL_SECONDS = 1.0
+
+
+async def stalls(until: asyncio.Task[Any]) -> float:
+    """Returns for how long, at most, the event loop let nothing else run until the task is done."""
+    loop = asyncio.get_running_loop()
+    longest, last = 0.0, loop.time()
+    while not until.done():
+        await asyncio.sleep(0)
+        longest, last = max(longest, loop.time() - last), loop.time()
+    return longest
+
+
+@pytest.mark.promise("P-38")
+@pytest.mark.parametrize("sql", COSTLY)
+@pytest.mark.parametrize("tool", ["query", "execute"])
+async def test_what_a_result_costs_is_bounded_whatever_is_asked(
+    server: OneServer, sql: str, tool: str
+) -> None:
+    async with a_setting(server, BY_DEFAULT) as setting:
+        run = getattr(setting.executor, tool)
+        await setting.execute("SELECT 1")
+        calls = asyncio.gather(*(tried(run, setting.owner, sql) for _ in range(3)))
+        stall = await stalls(asyncio.ensure_future(calls))
+        for outcome in await calls:
+            if isinstance(outcome, Failure):
+                assert outcome.code in {"54000", "57014"}
+            else:
+                assert outcome.cut is not None
+                assert len(json.dumps(list(outcome.rows))) <= 2 * BY_DEFAULT.size
+                assert values_in(list(outcome.rows)) <= 2 * BY_DEFAULT.values
+        assert stall < _MOST_STALL_SECONDS
+        assert (await setting.executor.query(setting.owner, "SELECT 1 AS x", [])).rows == [{"x": 1}]
+
+
+async def tried(run: Any, owner: Owner, sql: str) -> Result | Failure:
+    try:
+        result: Result = await run(owner, sql, [])
+    except StatementError as error:
+        return error.failure
+    return result
+
+
+def values_in(value: Any) -> int:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + sum(values_in(item) for item in inner)
+
+
+async def test_a_change_is_run_to_its_end_without_its_rows(server: OneServer) -> None:
+    async with a_setting(server, BY_DEFAULT) as setting:
+        await setting.execute("DROP SEQUENCE IF EXISTS calls")
+        await setting.execute("CREATE SEQUENCE calls")
+        result = await setting.executor.execute(
+            setting.owner,
+            "SELECT nextval('calls'), repeat('x', 1000) FROM generate_series(1, 50000)",
+            [],
+        )
+        assert result.cut is not None
+        assert result.affected == 50_000
+        assert await setting.execute("SELECT last_value FROM calls") == [{"last_value": 50_000}]
+
+
+async def test_rows_that_suddenly_grow_are_cut_not_refused(db: Setting) -> None:
+    result = await db.executor.execute(
+        db.owner,
+        "SELECT g, repeat('x', CASE WHEN g <= 20 THEN 10 ELSE 30000 END)"
+        " FROM generate_series(1, 60) g",
+        [],
+    )
+    assert result.cut is not None
+    assert 20 <= len(result.rows) < 60
+    assert result.affected == 60
 
 
 async def test_a_flood_of_notices_is_cut(db: Setting) -> None:

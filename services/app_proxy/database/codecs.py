@@ -7,11 +7,18 @@ can be put in again.
 
 import json
 import math
+import re
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Final
+
+from services.app_proxy.database.allowance import Allowance, TooMuchError
 
 # Beyond this a JSON number is not exact for every reader (RFC 8259, 6).
 _MOST_EXACT = 2**53 - 1
+
+# What the fast parser could make inexact or unsayable: many digits, or an exponent.
+_DELICATE = re.compile(r"\d{16}|\d[eE]")
 
 Encode = Callable[[Any], str]
 Decode = Callable[[str], Any]
@@ -90,12 +97,30 @@ def finite_float(text: str) -> float | str:
     return value if math.isfinite(value) else text
 
 
+@dataclass(frozen=True, slots=True)
+class RawJson:
+    """A json value as Postgres wrote it: parsed only when it is handed out."""
+
+    text: str
+
+
+LEFT_OUT: Final = object()
+"""Stands for a value that was not decoded, since too many were before it."""
+
+
 def json_value(text: str) -> Any:
     """Returns the JSON value in `text`; what is too deep for us stays text."""
     try:
+        if _DELICATE.search(text) is None:
+            return json.loads(text)
         return json.loads(text, parse_int=exact_integer, parse_float=finite_float)
     except (ValueError, RecursionError):
         return text
+
+
+def json_parts(text: str) -> int:
+    """Returns how many values the JSON in `text` holds at most, without parsing it."""
+    return 1 + text.count(",") + text.count("[") + text.count("{")
 
 
 def iso_timestamp(text: str) -> str:
@@ -113,28 +138,72 @@ def truth(text: str) -> bool:
     return text == "t"
 
 
-def json_safe(value: Any) -> Any:
-    """Returns what the driver made of a column's value as a value that JSON can say."""
-    match value:
-        case None | bool() | str() | dict():
-            return value
-        case int():
-            return value if -_MOST_EXACT <= value <= _MOST_EXACT else str(value)
-        case float():
-            return value if math.isfinite(value) else str(value)
-        case list() | tuple():
-            return [json_safe(item) for item in value]
-        case _:
-            return str(value)
+class Sayable:
+    """Makes what the driver made of columns' values into what JSON can say, within bounds."""
+
+    def __init__(self, values: int) -> None:
+        self._left = values
+
+    def value(self, value: Any, most_bytes: int) -> Any:
+        """Returns `value` as JSON can say it; json of more than `most_bytes` is not parsed.
+
+        Raises:
+            TooMuchError: it is too much, and left out.
+        """
+        match value:
+            case None | bool() | str():
+                self._take(1)
+                return value
+            case RawJson(text):
+                self._take(json_parts(text))
+                if len(text) > most_bytes:
+                    raise TooMuchError("one more would exceed the bytes of a result")
+                return json_value(text)
+            case list() | tuple():
+                self._take(1)
+                return [self.value(item, most_bytes) for item in value]
+            case _:
+                self._take(1)
+                return _sayable_scalar(value)
+
+    @property
+    def left(self) -> int:
+        """How many values may still be said."""
+        return self._left
+
+    def _take(self, values: int) -> None:
+        self._left -= values
+        if self._left < 0:
+            raise TooMuchError("a result has no room for more values")
 
 
-async def install_codecs(connection: Any) -> None:
-    """Makes `connection` speak of the types below as this module does."""
+def _sayable_scalar(value: Any) -> Any:
+    if value is LEFT_OUT:
+        raise TooMuchError("a result has no room for more values")
+    if isinstance(value, int):
+        return value if -_MOST_EXACT <= value <= _MOST_EXACT else str(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    return str(value)
+
+
+async def install_codecs(connection: Any, allowance: Allowance) -> None:
+    """Makes `connection` speak of the types below as this module does, within `allowance`."""
     for names, encode, decode in _CODECS:
+        decoder = within(allowance, decode)
         for name in names.split():
             await connection.set_type_codec(
-                name, schema="pg_catalog", encoder=encode, decoder=decode, format="text"
+                name, schema="pg_catalog", encoder=encode, decoder=decoder, format="text"
             )
+
+
+def within(allowance: Allowance, decode: Decode) -> Decode:
+    """Returns `decode`, which becomes LEFT_OUT once the allowance is used up."""
+
+    def decoded(text: str) -> Any:
+        return decode(text) if allowance.take() else LEFT_OUT
+
+    return decoded
 
 
 _CODECS: tuple[tuple[str, Encode, Decode], ...] = (
@@ -146,5 +215,5 @@ _CODECS: tuple[tuple[str, Encode, Decode], ...] = (
     ("timestamp timestamptz", as_string, iso_timestamp),
     ("date time timetz interval uuid bytea inet cidr bit varbit", as_string, str),
     ("point line lseg box path polygon circle", as_string, str),
-    ("json jsonb", as_json, json_value),
+    ("json jsonb", as_json, RawJson),
 )

@@ -1,10 +1,12 @@
 """The driver, bounded: a huge row must not fill our memory (P-38)."""
 
 import asyncio
+import struct
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
+from services.app_proxy.database.allowance import Allowance
 from services.app_proxy.database.codecs import as_string
 
 if TYPE_CHECKING:
@@ -17,22 +19,44 @@ _RECORD_OID = 2249
 _COMPOUND = (b"c", b"r", b"m")
 
 
-class ByteGuard(asyncio.Protocol):
-    """Stands before the driver's protocol and cuts the connection once the budget is used up.
+# A message of Postgres: its kind, and its length without the kind (protocol 3.0, 55.2).
+_HEADER = struct.Struct("!cI")
+_ROW = b"D"
+# Notices and notifications: nobody here reads them.
+_UNREAD = (b"N", b"A")
 
-    The driver collects a whole row before it hands it out, and Postgres has no limit on a row's
-    size short of a gigabyte; so the limit is here, where the bytes arrive.
+
+class ByteGuard(asyncio.Protocol):
+    """Stands before the driver's protocol, and keeps from it what is too much.
+
+    The driver decodes each row as it arrives, and Postgres has no limit on a row's size short of a
+    gigabyte; so the limits are here, where the bytes arrive. Rows beyond theirs are counted and
+    thrown away by their length, undecoded; beyond the limit of all bytes the connection is cut.
     """
 
     def __init__(self, driver: Any, transport: Any) -> None:
         self._driver = driver
         self._transport = transport
         self._left: int | None = None
+        self._row_bytes: int | None = None
+        # Of the message that is passing: bytes to come, and whether the driver gets them.
+        self._coming = 0
+        self._kept = True
+        self._header = b""
+        self.allowance = Allowance()
         self.overrun = False
+        self.rows_left_out = 0
 
     def allow(self, size: int | None) -> None:
-        """Sets the budget in bytes; None: no limit."""
+        """Sets the budget of all bytes; None: no limit, on rows neither."""
         self._left = size
+        self.allow_rows(None)
+        self.allowance.lift()
+
+    def allow_rows(self, size: int | None) -> None:
+        """Sets the budget in bytes of rows; None: no limit."""
+        self._row_bytes = size
+        self.rows_left_out = 0
 
     def data_received(self, data: bytes) -> None:
         """Passes `data` on, unless it is more than is allowed."""
@@ -42,7 +66,40 @@ class ByteGuard(asyncio.Protocol):
                 self.overrun = True
                 self._transport.abort()
                 return
-        self._driver.data_received(data)
+        with self.allowance.charged():
+            kept = self._sifted(data)
+            if kept:
+                self._driver.data_received(kept)
+
+    def _sifted(self, received: bytes) -> bytes:
+        """Returns the part of `received` that the driver gets."""
+        data, self._header = self._header + received, b""
+        kept, at = bytearray(), 0
+        while at < len(data):
+            if not self._coming:
+                if len(data) - at < _HEADER.size:
+                    self._header = data[at:]
+                    break
+                kind, length = _HEADER.unpack_from(data, at)
+                self._coming, self._kept = 1 + length, self._admits(kind, length)
+            end = min(at + self._coming, len(data))
+            if self._kept:
+                kept += data[at:end]
+            self._coming -= end - at
+            at = end
+        return bytes(kept)
+
+    def _admits(self, kind: bytes, length: int) -> bool:
+        if kind != _ROW:
+            return kind not in _UNREAD
+        if self._row_bytes is None:
+            return True
+        self._row_bytes -= length
+        # One that is left out leaves out all that follow.
+        if self._row_bytes >= 0 and not self.rows_left_out and not self.allowance.out_of_time:
+            return True
+        self.rows_left_out += 1
+        return False
 
     def eof_received(self) -> bool | None:
         """Passes the end on."""

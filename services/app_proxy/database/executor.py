@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
+import asyncpg.cursor
 import asyncpg.prepared_stmt
 import structlog
 
-from services.app_proxy.database.codecs import json_safe
+from services.app_proxy.database.driver import ByteGuard
 from services.app_proxy.database.failures import (
     ConnectionLostError,
     Failure,
@@ -23,18 +24,21 @@ from services.app_proxy.database.results import Caps, Column, Result, RowsInCaps
 from services.app_proxy.database.roles import Role
 from services.app_proxy.database.spans import statement_span
 from services.app_proxy.database.statements import checked
+from services.app_proxy.database.turns import Turns
 from services.shared.ids import DeploymentId
 
 if TYPE_CHECKING:
     from services.app_proxy.database.pools import Connection
 
     _Statement = asyncpg.prepared_stmt.PreparedStatement[asyncpg.Record]
+    _Cursor = asyncpg.cursor.Cursor[asyncpg.Record]
 
 # Postgres stops a statement itself; this is how much later we stop waiting for that.
 _GRACE_SECONDS = 1.0
 _BEGIN_SECONDS = 5.0
 _RESTART_SECONDS = 1.0
-_DRAIN_ROWS = 500
+# What Postgres may send for a schema, which is read by statements of our own.
+_SCHEMA_WIRE_BYTES = 4_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,7 @@ class Executor:
     def __init__(self, pools: Pools, caps: Caps) -> None:
         self._pools = pools
         self._caps = caps
+        self._turns = Turns()
 
     async def query(self, owner: Owner, sql: str, params: Sequence[Any]) -> Result:
         """Returns what `sql` reads. It runs as `reader` in a read-only transaction.
@@ -94,7 +99,7 @@ class Executor:
             backend = session.connection.get_server_pid()
             try:
                 async with asyncio.timeout(self._caps.seconds + _GRACE_SECONDS):
-                    return await self._run(session, role, sql, params)
+                    return await self._run(session, owner, role, sql, params)
             except TimeoutError as error:
                 session.connection.terminate()
                 await self._end(owner, role, backend)
@@ -121,6 +126,7 @@ class Executor:
                 self._transaction(owner, Role.READER) as session,
                 asyncio.timeout(self._caps.seconds + _GRACE_SECONDS),
             ):
+                session.guard.allow(_SCHEMA_WIRE_BYTES)
                 with session.watched(sent=False), statement_errors():
                     yield session.connection
         except (ConnectionLostError, TimeoutError) as error:
@@ -146,14 +152,16 @@ class Executor:
                 raise
             await _roll_back(session)
 
-    async def _run(self, session: Session, role: Role, sql: str, params: Sequence[Any]) -> Result:
+    async def _run(
+        self, session: Session, owner: Owner, role: Role, sql: str, params: Sequence[Any]
+    ) -> Result:
         writes = role is Role.WRITER
         with statement_span(sql):
             with session.watched(sent=False), statement_errors():
                 statement = await session.connection.prepare(sql)
             _check_count(statement, params)
             with session.watched(sent=True), statement_errors():
-                result = await self._read(session, statement, params, drain=writes)
+                result = await self._read(session, owner, statement, params, drain=writes)
         if writes:
             with session.watched(sent=True), statement_errors():
                 # Deferred constraints speak only now.
@@ -161,7 +169,13 @@ class Executor:
         return result
 
     async def _read(
-        self, session: Session, statement: "_Statement", params: Sequence[Any], *, drain: bool
+        self,
+        session: Session,
+        owner: Owner,
+        statement: "_Statement",
+        params: Sequence[Any],
+        *,
+        drain: bool,
     ) -> Result:
         attributes = statement.get_attributes()
         if not attributes:
@@ -170,39 +184,58 @@ class Executor:
             return Result(tag=tag, affected=_affected(tag))
         names = unique_names(attribute.name for attribute in attributes)
         collected = RowsInCaps(self._caps, names)
-        read = await self._collect(session, statement, params, collected, drain=drain)
+        session.guard.allowance.allow(self._caps.values, self._caps.work_seconds)
+        session.guard.allow_rows(self._caps.row_bytes)
+        cursor = await statement.cursor(*params)
+        count, whole = await self._collect(session, owner, cursor, collected)
+        if not whole and drain:
+            count, whole = count + await _ran_on(session, cursor), True
         columns = [
             Column(name, attribute.type.name)
             for name, attribute in zip(names, attributes, strict=True)
         ]
-        return Result(columns, collected.rows, collected.cut, affected=read)
+        return Result(columns, collected.rows, collected.cut, affected=count if whole else None)
 
     async def _collect(
-        self,
-        session: Session,
-        statement: "_Statement",
-        params: Sequence[Any],
-        collected: RowsInCaps,
-        *,
-        drain: bool,
-    ) -> int | None:
-        """Fills `collected`; returns how many rows there were, None when not all were read."""
-        cursor = await statement.cursor(*params)
-        count = 0
+        self, session: Session, owner: Owner, cursor: "_Cursor", collected: RowsInCaps
+    ) -> tuple[int, bool]:
+        """Fills `collected`; returns how many rows were read, and whether these were all."""
+        turn, count = self._turns.of(owner.deployment_id), 0
         while True:
-            asked = collected.next_batch() if collected.cut is None else _DRAIN_ROWS
+            asked = collected.next_batch()
             records = await cursor.fetch(asked)
-            count += len(records)
-            for record in records:
-                if collected.cut is None:
-                    collected.add(json_safe(value) for value in record)
-            if len(records) < asked:
-                return count
-            if collected.cut is not None and not drain:
-                return None
+            async with turn:
+                await _take(session.guard, records, collected)
+            read = len(records) + session.guard.rows_left_out
+            count += read
+            if read < asked:
+                return count, True
             if collected.cut is not None:
-                # What is left of a change is done, not handed out.
-                session.guard.allow(self._caps.wire)
+                return count, False
+
+
+async def _take(guard: ByteGuard, records: Sequence[Any], collected: RowsInCaps) -> None:
+    """Adds `records`, then rests for as long as they took: half of the time is the others'."""
+    allowance = guard.allowance
+    for record in records:
+        if allowance.out_of_time:
+            break
+        with allowance.charged():
+            collected.add(record)
+    if allowance.out_of_time:
+        collected.stop("more would take too long to prepare")
+    elif guard.rows_left_out:
+        collected.stop(f"one more would exceed {collected.caps.size} bytes")
+    await asyncio.sleep(allowance.owed_seconds())
+
+
+async def _ran_on(session: Session, cursor: "_Cursor") -> int:
+    """Does what is left of a change whose rows are cut; returns how many rows those were.
+
+    Postgres runs it without sending the rows.
+    """
+    portal = cursor._portal_name  # type: ignore[attr-defined]  # noqa: SLF001 the driver has no public way
+    return _affected(await session.connection.execute(f'MOVE FORWARD ALL IN "{portal}"')) or 0
 
 
 async def _roll_back(session: Session) -> None:

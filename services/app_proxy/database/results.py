@@ -5,7 +5,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from services.app_proxy.database.allowance import TooMuchError
+from services.app_proxy.database.codecs import Sayable
+
 _FIRST_BATCH = 8
+# Rows after which whoever waits for the event loop gets it.
+_MOST_BATCH = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +23,15 @@ class Caps:
     # Of what Postgres may send for one statement; beyond it the connection is cut.
     wire: int
     seconds: float
+    # Values in the rows: columns, elements of arrays, parts of json.
+    values: int = 20_000
+    # Seconds of the processor, in which every other deployment waits.
+    work_seconds: float = 0.1
+
+    @property
+    def row_bytes(self) -> int:
+        """Of the rows as Postgres sends them; what is beyond is thrown away undecoded."""
+        return 2 * self.size
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,43 +64,61 @@ class RowsInCaps:
     rows: list[dict[str, Any]] = field(default_factory=list)
     cut: str | None = None
     _size: int = 0
+    _sayable: Sayable = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Begins with all values to take."""
+        self._sayable = Sayable(self.caps.values)
 
     def add(self, values: Iterable[Any]) -> bool:
         """Takes one more row; returns False once a cap is reached and the row was left out."""
+        if self.cut is not None:
+            return False
         if len(self.rows) >= self.caps.rows:
             self.cut = f"only the first {self.caps.rows} rows are returned"
             return False
-        row = dict(zip(self.names, values, strict=True))
+        room = self.caps.size - self._size
+        try:
+            said = [self._sayable.value(value, room) for value in values]
+        except TooMuchError as error:
+            self.stop(str(error))
+            return False
+        row = dict(zip(self.names, said, strict=True))
         size = len(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace"))
-        if self._size + size > self.caps.size:
-            self.cut = (
-                f"only the first {len(self.rows)} rows are returned:"
-                f" one more would exceed {self.caps.size} bytes"
-            )
+        if size > room:
+            self.stop(f"one more would exceed {self.caps.size} bytes")
             return False
         self._size += size
         self.rows.append(row)
         return True
 
+    def stop(self, why: str) -> None:
+        """Takes no more rows."""
+        if self.cut is None:
+            self.cut = f"only the first {len(self.rows)} rows are returned: {why}"
+
     def next_batch(self) -> int:
         """Returns how many rows to ask for next: few until their size is known."""
+        valued = self._sayable.left // max(1, len(self.names)) + 1
+        left = self.caps.rows - len(self.rows) + 1
         if not self.rows:
-            return max(1, min(_FIRST_BATCH, self.caps.wire // self.caps.size, self.caps.rows + 1))
+            return max(1, min(_FIRST_BATCH, left, valued))
         each = max(1, self._size // len(self.rows))
         fit = (self.caps.size - self._size) // each + 1
-        left = self.caps.rows - len(self.rows) + 1
-        return max(1, min(fit, left, len(self.rows) * 8, 500))
+        return max(1, min(fit, left, valued, len(self.rows) * 8, _MOST_BATCH))
 
 
 def unique_names(names: Iterable[str]) -> list[str]:
     """Returns the names, a repeated one with `_2`, `_3` … after it: JSON keys must differ."""
     seen: set[str] = set()
+    # The number that a repeated name got last, so that none is tried twice.
+    numbers: dict[str, int] = {}
     unique = []
     for name in names:
-        candidate, number = name, 1
+        candidate = name
         while candidate in seen:
-            number += 1
-            candidate = f"{name}_{number}"
+            numbers[name] = numbers.get(name, 1) + 1
+            candidate = f"{name}_{numbers[name]}"
         seen.add(candidate)
         unique.append(candidate)
     return unique

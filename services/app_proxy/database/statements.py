@@ -1,5 +1,7 @@
 """Which statements are refused before they are sent: those that would leave their transaction."""
 
+import re
+
 from services.app_proxy.database.failures import StatementError, refused
 
 # Each would end, change or outlive the transaction that confines the statement, or speaks a
@@ -11,7 +13,11 @@ _SESSION = frozenset(
     "close deallocate declare discard execute fetch listen load move notify reset set unlisten".split()  # noqa: E501, SIM905 reads as the list it is
 )
 _COPY = frozenset({"copy"})
-_MOST_CHARACTERS = 1_000_000
+_MOST_CHARACTERS = 250_000
+# Looped in the matcher, not here: a statement may be nothing but comments.
+_GAP = re.compile(r"(?:[\s;(]|--[^\r\n]*)*+")
+_WORD = re.compile(r"\w*")
+_COMMENT_EDGE = re.compile(r"/\*|\*/")
 
 
 def checked(sql: str) -> str:
@@ -35,9 +41,9 @@ def checked(sql: str) -> str:
 
 def first_word(sql: str) -> str:
     """Returns the first word of `sql` in lower case, behind space, comments, `;` and `(`."""
-    rest = _skip(sql)
-    end = next((at for at, sign in enumerate(rest) if not (sign.isalnum() or sign == "_")), None)
-    return (rest[:end] if end is not None else rest).lower() or rest[:1]
+    at = _start(sql)
+    word = _WORD.match(sql, at)
+    return (word[0] if word is not None else "").lower() or sql[at : at + 1]
 
 
 def _refusal(word: str) -> StatementError | None:
@@ -58,35 +64,23 @@ def _refusal(word: str) -> StatementError | None:
     return None
 
 
-def _skip(sql: str) -> str:
-    at = 0
-    while at < len(sql):
-        if sql[at].isspace() or sql[at] in ";(":
-            at += 1
-        elif sql.startswith("--", at):
-            at = _line_end(sql, at)
-        elif sql.startswith("/*", at):
-            at = _comment_end(sql, at)
-        else:
-            break
-    return sql[at:]
+def _start(sql: str) -> int:
+    at = _gap_end(sql, 0)
+    while sql.startswith("/*", at):
+        at = _gap_end(sql, _comment_end(sql, at))
+    return at
 
 
-def _line_end(sql: str, at: int) -> int:
-    ends = [found for sign in "\r\n" if (found := sql.find(sign, at)) >= 0]
-    return min(ends, default=len(sql))
+def _gap_end(sql: str, at: int) -> int:
+    gap = _GAP.match(sql, at)
+    return gap.end() if gap is not None else at
 
 
 def _comment_end(sql: str, at: int) -> int:
     """Returns where the comment that begins at `at` ends; Postgres's comments nest."""
     depth = 0
-    while at < len(sql):
-        if sql.startswith("/*", at):
-            depth, at = depth + 1, at + 2
-        elif sql.startswith("*/", at):
-            depth, at = depth - 1, at + 2
-            if depth == 0:
-                return at
-        else:
-            at += 1
-    return at
+    for edge in _COMMENT_EDGE.finditer(sql, at):
+        depth += 1 if edge[0] == "/*" else -1
+        if depth == 0:
+            return edge.end()
+    return len(sql)
