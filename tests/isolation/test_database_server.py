@@ -363,6 +363,19 @@ async def test_changing_the_password_does_not_end_older_sessions_of_the_role(con
     assert await innocent.fetchval("SELECT 1") == 1
 
 
+@pytest.mark.promise("P-02")
+async def test_an_old_session_cannot_hold_a_password_with_an_open_transaction(
+    connect: Open,
+) -> None:
+    session = await connect(WRITER)
+    await becomes_old(session)
+    change = "ALTER ROLE writer PASSWORD 'mine'"
+    await session.execute(f"{change}; COMMIT; BEGIN; {change}")
+    await comes_in(connect, WRITER)
+    with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError)):
+        await session.fetchval("SELECT 1")
+
+
 # What no timeout, no cancel and no pg_terminate_backend ends: C code that does not look for them.
 # It would run for some minutes.
 DEAF = "SELECT length(translate(repeat('a', 1000000), repeat('b', 70000), ''))"
