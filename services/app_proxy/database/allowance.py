@@ -6,41 +6,30 @@ from contextlib import contextmanager
 
 
 class TooMuchError(Exception):
-    """A value is left out: the statement's allowance is used up. Why is its text."""
+    """A value has no room in the result; why is the text."""
 
 
 class Allowance:
-    """How many values of one statement are decoded, and for how long the event loop is held."""
+    """For how long one statement's result may hold the event loop."""
 
     def __init__(self) -> None:
-        self._values: float = float("inf")
-        self._seconds: float = float("inf")
-        self.used_seconds = 0.0
-        self._rested = 0.0
+        self._seconds = float("inf")
+        self._used = self._rested = 0.0
 
-    def allow(self, values: float, seconds: float) -> None:
-        """Begins anew: so many values, so many seconds of the processor."""
-        self._values, self._seconds = values, seconds
-        self.used_seconds = self._rested = 0.0
-
-    def lift(self) -> None:
-        """Allows everything, for statements of our own."""
-        self.allow(float("inf"), float("inf"))
+    def allow(self, seconds: float | None) -> None:
+        """Begins anew, with so many seconds of the processor; None: no limit."""
+        self._seconds = float("inf") if seconds is None else seconds
+        self._used = self._rested = 0.0
 
     @property
     def out_of_time(self) -> bool:
         """Whether the seconds are used up."""
-        return self.used_seconds >= self._seconds
+        return self._used >= self._seconds
 
     def owed_seconds(self) -> float:
         """Returns the seconds used since this was asked last."""
-        owed, self._rested = self.used_seconds - self._rested, self.used_seconds
+        owed, self._rested = self._used - self._rested, self._used
         return owed
-
-    def take(self) -> bool:
-        """Takes one value; returns False when there is none left to take."""
-        self._values -= 1
-        return self._values >= 0
 
     @contextmanager
     def charged(self) -> Iterator[None]:
@@ -49,6 +38,4 @@ class Allowance:
         try:
             yield
         finally:
-            self.used_seconds += time.thread_time() - began
-            if self.out_of_time:
-                self._values = 0
+            self._used += time.thread_time() - began

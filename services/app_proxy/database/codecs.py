@@ -10,9 +10,9 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
-from services.app_proxy.database.allowance import Allowance, TooMuchError
+from services.app_proxy.database.allowance import TooMuchError
 
 # Beyond this a JSON number is not exact for every reader (RFC 8259, 6).
 _MOST_EXACT = 2**53 - 1
@@ -104,10 +104,6 @@ class RawJson:
     text: str
 
 
-LEFT_OUT: Final = object()
-"""Stands for a value that was not decoded, since too many were before it."""
-
-
 def json_value(text: str) -> Any:
     """Returns the JSON value in `text`; what is too deep for us stays text."""
     try:
@@ -178,8 +174,6 @@ class Sayable:
 
 
 def _sayable_scalar(value: Any) -> Any:
-    if value is LEFT_OUT:
-        raise TooMuchError("a result has no room for more values")
     if isinstance(value, int):
         return value if -_MOST_EXACT <= value <= _MOST_EXACT else str(value)
     if isinstance(value, float):
@@ -187,23 +181,13 @@ def _sayable_scalar(value: Any) -> Any:
     return str(value)
 
 
-async def install_codecs(connection: Any, allowance: Allowance) -> None:
-    """Makes `connection` speak of the types below as this module does, within `allowance`."""
+async def install_codecs(connection: Any) -> None:
+    """Makes `connection` speak of the types below as this module does."""
     for names, encode, decode in _CODECS:
-        decoder = within(allowance, decode)
         for name in names.split():
             await connection.set_type_codec(
-                name, schema="pg_catalog", encoder=encode, decoder=decoder, format="text"
+                name, schema="pg_catalog", encoder=encode, decoder=decode, format="text"
             )
-
-
-def within(allowance: Allowance, decode: Decode) -> Decode:
-    """Returns `decode`, which becomes LEFT_OUT once the allowance is used up."""
-
-    def decoded(text: str) -> Any:
-        return decode(text) if allowance.take() else LEFT_OUT
-
-    return decoded
 
 
 _CODECS: tuple[tuple[str, Encode, Decode], ...] = (

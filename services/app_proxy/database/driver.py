@@ -42,7 +42,11 @@ class ByteGuard(asyncio.Protocol):
         # Of the message that is passing: bytes to come, and whether the driver gets them.
         self._coming = 0
         self._kept = True
+        self._is_row = False
         self._header = b""
+        # Rows with arrays are held until they are whole: only then are their elements counted.
+        self._elements: int | None = None
+        self._held = bytearray()
         self.allowance = Allowance()
         self.overrun = False
         self.rows_left_out = 0
@@ -51,11 +55,11 @@ class ByteGuard(asyncio.Protocol):
         """Sets the budget of all bytes; None: no limit, on rows neither."""
         self._left = size
         self.allow_rows(None)
-        self.allowance.lift()
+        self.allowance.allow(None)
 
-    def allow_rows(self, size: int | None) -> None:
-        """Sets the budget in bytes of rows; None: no limit."""
-        self._row_bytes = size
+    def allow_rows(self, size: int | None, elements: int | None = None) -> None:
+        """Sets the budget of rows: bytes, and elements of arrays in them; None: no limit."""
+        self._row_bytes, self._elements = size, elements
         self.rows_left_out = 0
 
     def data_received(self, data: bytes) -> None:
@@ -81,16 +85,32 @@ class ByteGuard(asyncio.Protocol):
                     self._header = data[at:]
                     break
                 kind, length = _HEADER.unpack_from(data, at)
-                self._coming, self._kept = 1 + length, self._admits(kind, length)
+                self._is_row, self._coming = kind == _ROW, 1 + length
+                self._kept = self._admits(kind, length)
             end = min(at + self._coming, len(data))
-            if self._kept:
-                kept += data[at:end]
             self._coming -= end - at
+            if self._kept:
+                kept += self._counted(data[at:end])
             at = end
         return bytes(kept)
 
+    def _counted(self, part: bytes) -> bytes:
+        """Returns `part`, or for a row of arrays: nothing, until it is whole and admitted."""
+        if self._elements is None or not self._is_row:
+            return part
+        self._held += part
+        if self._coming:
+            return b""
+        row, self._held = bytes(self._held), bytearray()
+        # In Postgres's text form each element but the first has a comma before it.
+        self._elements -= row.count(b",")
+        if self._elements >= 0:
+            return row
+        self.rows_left_out += 1
+        return b""
+
     def _admits(self, kind: bytes, length: int) -> bool:
-        if kind != _ROW:
+        if not self._is_row:
             return kind not in _UNREAD
         if self._row_bytes is None:
             return True

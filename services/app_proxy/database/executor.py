@@ -184,8 +184,9 @@ class Executor:
             return Result(tag=tag, affected=_affected(tag))
         names = unique_names(attribute.name for attribute in attributes)
         collected = RowsInCaps(self._caps, names)
-        session.guard.allowance.allow(self._caps.values, self._caps.work_seconds)
-        session.guard.allow_rows(self._caps.row_bytes)
+        arrays = any(attribute.type.kind == "array" for attribute in attributes)
+        session.guard.allowance.allow(self._caps.work_seconds)
+        session.guard.allow_rows(self._caps.row_bytes, self._caps.values if arrays else None)
         cursor = await statement.cursor(*params)
         count, whole = await self._collect(session, owner, cursor, collected)
         if not whole and drain:
@@ -225,7 +226,8 @@ async def _take(guard: ByteGuard, records: Sequence[Any], collected: RowsInCaps)
     if allowance.out_of_time:
         collected.stop("more would take too long to prepare")
     elif guard.rows_left_out:
-        collected.stop(f"one more would exceed {collected.caps.size} bytes")
+        caps = collected.caps
+        collected.stop(f"one more would exceed {caps.size} bytes or {caps.values} values")
     await asyncio.sleep(allowance.owed_seconds())
 
 

@@ -253,9 +253,9 @@ async def open_pools(addresses: Addresses, limits: PoolLimits) -> AsyncIterator[
 
 
 async def _prepare(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+    await install_codecs(connection)
     assert isinstance(connection, GuardedConnection)  # noqa: S101 the pool makes no other
     connection.prepare_session()
-    await install_codecs(connection, connection.guard.allowance)
 
 
 async def _reset(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
