@@ -539,6 +539,38 @@ async def test_a_deployment_that_takes_all_its_room_leaves_its_neighbours_theirs
             assert not answer.is_error or "in use" in said(answer)
 
 
+COSTLY = (
+    "SELECT ('[' || rtrim(repeat('[1],', 3500000), ',') || ']')::json",
+    "SELECT json_agg(json_build_object('a', g, 'b', array[g, g])) FROM generate_series(1, 6000) g",
+    "SELECT array_agg(g) FROM generate_series(1, 19000) g",
+    f"SELECT {', '.join(['1.5::numeric'] * 1600)} FROM generate_series(1, 50)",
+)
+# A check takes some milliseconds; it took as long as the costliest result, which was seconds.
+_MOST_CHECK_SECONDS = 2.0
+
+
+@pytest.mark.promise("P-38")
+async def test_costly_results_of_one_deployment_do_not_hold_up_the_door(street: Street) -> None:
+    loop = asyncio.get_running_loop()
+    async with street.agent(street.theirs) as busy:
+
+        async def ask() -> None:
+            for sql in COSTLY:
+                await busy.call_tool("query", {"sql": sql})
+
+        asking = asyncio.gather(*(ask() for _ in range(4)))
+        longest = 0.0
+        while not asking.done():
+            began = loop.time()
+            answer = await street.present(street.mine, street.mine.key)
+            longest = max(longest, loop.time() - began)
+            if answer.WhichOneof("http_response") != "ok_response":
+                # Asked as often as this, the neighbour's own limit may speak, and nothing else.
+                assert refusal(answer)[0] == 429
+        await asking
+        assert longest < _MOST_CHECK_SECONDS
+
+
 def kill_server(street: Street, port: int) -> None:
     """Kills, as a crash would, the server that listens on `port`."""
     for file in postgres_process.reachable_home(street.mesh.home).rglob("postmaster.pid"):
