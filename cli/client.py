@@ -9,15 +9,17 @@ TOUR = """A first day with it:
 
 1. bulkhead up --detach — starts the stack, prints BULKHEAD_API and where the operator's key is
 
-2. bulkhead tenant create acme --plan pro --key-file .bulkhead/operator.key — prints acme's key
+2. export BULKHEAD_API=localhost:… — where it listens, as `up` printed it
 
-3. export BULKHEAD_KEY=… — acme's key: from here on you are acme
+3. bulkhead tenant create acme --plan pro --key-file .bulkhead/operator.key — prints acme's key
 
-4. bulkhead deployment create notes --mcp --database — its own host and Postgres server
+4. export BULKHEAD_KEY=… — acme's key: from here on you are acme
 
-5. bulkhead key issue --deployment dep_… — the key for the agent that speaks MCP to that host
+5. bulkhead deployment create notes --mcp --database — its own host and Postgres server
 
-6. bulkhead usage --deployment dep_… — what it has used of its limits
+6. bulkhead key issue --deployment dep_… — the key for the agent that speaks MCP to that host
+
+7. bulkhead usage --deployment dep_… — what it has used of its limits
 
 Exit codes: 0 done, 1 refused (the reason is on stderr), 2 wrong use."""
 

@@ -48,7 +48,7 @@ def register(app: typer.Typer) -> None:
     """Adds `deployment` to the command line."""
     deployments = typer.Typer(
         no_args_is_help=True,
-        help="Make, list and delete deployments, each with its own Postgres server.",
+        help="Make, list and delete deployments; with --database, each on its own Postgres server.",
     )
     deployments.command("create", epilog=_CREATE_EXAMPLE)(create)
     deployments.command("list", epilog=_LIST_EXAMPLE)(list_all)

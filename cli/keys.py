@@ -44,7 +44,10 @@ def issue(
         typer.Option(
             "--scope",
             metavar="SCOPE",
-            help="What it may do, as `db:read`; repeat for more. Without it: everything.",
+            help="What it may do; repeat for more. For a deployment: db:read, db:write, "
+            "deployments:read, usage:read; for a tenant also audit:read, deployments:write, "
+            "keys:read, keys:write, tenants:read. Writing includes reading. Without it: all "
+            "that your own key may give.",
         ),
     ] = None,
     name: Annotated[str, typer.Option("--name", help="What it is for, in your words.")] = "",
@@ -101,7 +104,11 @@ def revoke(
     key_file: KeyFile = None,
     timeout: Timeout = CALL_SECONDS,
 ) -> None:
-    """Revoke a key: from now on it opens nothing. Revoking twice is fine."""
+    """Revoke a key: from now on neither the API nor a deployment's host opens to it.
+
+    Database passwords that were fetched with it stay as they are. Revoking twice is fine. Keep a
+    second key of the tenant before revoking its last one: nobody can issue another.
+    """
 
     async def command(session: Session) -> None:
         answer = await session.auth.RevokeKey(pb.RevokeKeyRequest(key_id=key_id))

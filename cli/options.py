@@ -49,7 +49,8 @@ RequestId = Annotated[
     typer.Option(
         "--request-id",
         metavar="ID",
-        help="Repeat with the same id and nothing is created twice. [default: a new one]",
+        help="Repeat with the same id and nothing is created twice; a key that was not used yet "
+        "gets a fresh secret. [default: a new one]",
         show_default=False,
     ),
 ]
