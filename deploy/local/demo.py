@@ -7,12 +7,11 @@ it must, 1 on any surprise, 130 when interrupted.
 
 import argparse
 import asyncio
-import signal
 import sys
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from deploy.local.foreground import parse_overrides
+from deploy.local.foreground import ended_by_signals, parse_overrides
 from deploy.local.layout import Layout
 from deploy.local.programs import Options, Overrides
 from deploy.local.stack import Addresses, Stack
@@ -85,27 +84,16 @@ async def _story(scene: Scene) -> None:
 
 
 async def _played(stage: Stage, overrides: Overrides) -> int:
-    """Returns the exit code; SIGINT and SIGTERM end the story early, and tidily."""
-    task = asyncio.current_task()
-    assert task is not None  # noqa: S101 a coroutine runs in a task
-    interrupted = asyncio.Event()
-
-    def interrupt() -> None:
-        if not interrupted.is_set():
-            interrupted.set()
-            stage.fail("interrupted; stopping everything")
-            task.cancel()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, interrupt)
-    try:
-        async with asyncio.timeout(_MOST_SECONDS):
-            await play(stage, overrides)
-    except asyncio.CancelledError:
-        return _INTERRUPTED
-    except Exception as error:  # noqa: BLE001 whatever it is, it is told in one line
-        stage.fail(_why(error))
-        return _SURPRISED
+    """Returns the exit code; a signal ends the story early, and tidily."""
+    with ended_by_signals(lambda: stage.fail("interrupted; stopping everything")):
+        try:
+            async with asyncio.timeout(_MOST_SECONDS):
+                await play(stage, overrides)
+        except asyncio.CancelledError:
+            return _INTERRUPTED
+        except Exception as error:  # noqa: BLE001 whatever it is, it is told in one line
+            stage.fail(_why(error))
+            return _SURPRISED
     stage.close()
     return 0
 

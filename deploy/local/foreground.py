@@ -3,34 +3,56 @@
 import asyncio
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from deploy.local.layout import SERVICES
 from deploy.local.stack import Addresses, Stack
 from deploy.local.supervisor import Progress
 
 
-async def serve(stack: Stack, progress: Progress, ready: Callable[[Addresses], None]) -> None:
-    """Runs `stack` until SIGTERM or SIGINT; a second signal changes nothing."""
+@contextmanager
+def ended_by_signals(told: Callable[[], None] = lambda: None) -> Iterator[asyncio.Event]:
+    """Lets SIGTERM, SIGINT or SIGHUP cancel this task; yields what is set when one came.
+
+    Only the first does: nobody who asks twice, or asks a whole process group, interrupts the end.
+
+    Args:
+        told: called when it came.
+    """
     task = asyncio.current_task()
     assert task is not None  # noqa: S101 a coroutine runs in a task
     loop = asyncio.get_running_loop()
-    stopping = asyncio.Event()
+    ending = asyncio.Event()
 
-    def stop() -> None:
-        if not stopping.is_set():
-            stopping.set()
+    def end() -> None:
+        if not ending.is_set():
+            ending.set()
+            told()
             task.cancel()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
+    # Whoever started us with `nohup` wants the terminal's end to be ignored.
+    hangs_up = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+    numbers = [signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hangs_up else [])]
+    for number in numbers:
+        loop.add_signal_handler(number, end)
     try:
-        async with stack.running(progress) as addresses:
-            ready(addresses)
-            await asyncio.Event().wait()
-    except asyncio.CancelledError:
-        if not stopping.is_set():
-            raise
+        yield ending
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+
+
+async def serve(stack: Stack, progress: Progress, ready: Callable[[Addresses], None]) -> None:
+    """Runs `stack` until a signal ends it."""
+    with ended_by_signals() as ending:
+        try:
+            async with stack.running(progress) as addresses:
+                ready(addresses)
+                await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            if not ending.is_set():
+                raise
 
 
 def parse_overrides(texts: Sequence[str]) -> dict[str, dict[str, str]]:

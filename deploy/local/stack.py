@@ -141,6 +141,14 @@ class _Running:
         await self._supervisor.start(kept, until, self._progress)
 
     async def _stop(self) -> None:
+        """Ends everything; who is cancelled meanwhile is so when all has ended."""
+        stopping = asyncio.create_task(self._stop_in_order())
+        try:
+            await asyncio.shield(stopping)
+        finally:
+            await asyncio.gather(stopping, return_exceptions=True)
+
+    async def _stop_in_order(self) -> None:
         """Ends everything from the outside in; deployments' servers after what could start one."""
         self._ready = False
         await self._supervisor.stop([EDGE])

@@ -1,4 +1,4 @@
-"""`make demo`, as a person runs it: it ends well, says so when it does not, and leaves nothing."""
+"""`make demo` and `make bench`, as a person runs them: however they end, nothing is left."""
 
 import asyncio
 import os
@@ -7,13 +7,14 @@ import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 
 from deploy.local.story.stage import COLUMNS, masked
+from tests.contracts import ROOT
 
 SECONDS = 150.0
 WHOLE_KEY = re.compile(r"smcp_\w{12,}")
@@ -30,10 +31,14 @@ def home() -> Iterator[Path]:
         yield path
 
 
+def demo(home: Path, *arguments: str) -> AbstractAsyncContextManager[asyncio.subprocess.Process]:
+    return started(home, "-P", "-m", "deploy.local.demo", *arguments)
+
+
 @asynccontextmanager
-async def demo(home: Path, *arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
+async def started(home: Path, *arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-P", "-m", "deploy.local.demo", *arguments),
+        *(sys.executable, *arguments),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
         env={**os.environ, "TMPDIR": str(home)},
@@ -62,8 +67,19 @@ async def until_told(process: asyncio.subprocess.Process, words: str) -> None:
         assert line, f"it ended before it said: {words}"
 
 
+def lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def left_in(home: Path) -> list[Path]:
+    return list(home.iterdir())
+
+
 def assert_nothing_left(home: Path) -> None:
-    assert list(home.iterdir()) == []
+    assert left_in(home) == []
     assert [each for each in psutil.process_iter(["cmdline"]) if mentions(each, home)] == []
 
 
@@ -106,11 +122,43 @@ async def test_a_refusal_that_does_not_come_fails_the_demo(home: Path) -> None:
 async def test_an_interrupted_demo_leaves_nothing(home: Path, moment: str) -> None:
     async with demo(home) as process:
         await until_told(process, moment)
-        process.send_signal(signal.SIGINT)
+        await interrupt_twice(process)
         output = await told(process)
     assert process.returncode == 130, output
-    assert "interrupted" in output
     assert_nothing_left(home)
+
+
+async def test_an_interrupted_benchmark_leaves_nothing(home: Path) -> None:
+    async with started(home, str(ROOT / "bench" / "provision.py")) as process:
+        await until_told(process, "run 1 of")
+        await interrupt_twice(process)
+        output = await told(process)
+    assert process.returncode == 130, output
+    assert_nothing_left(home)
+
+
+async def test_a_killed_demo_leaves_servers_that_one_command_ends(home: Path) -> None:
+    async with demo(home) as process:
+        await until_told(process, "Each issues a key")
+        supervised = psutil.Process(process.pid).children()
+        process.kill()
+        await process.wait()
+        async with asyncio.timeout(SECONDS):
+            while any(map(lives, supervised)):
+                await asyncio.sleep(0.05)
+    assert len(supervised) > 4
+    (state,) = left_in(home)
+    async with started(home, "-P", "-m", "cli", "down", "--state", str(state), "--purge") as down:
+        output = await told(down)
+    assert down.returncode == 0, output
+    assert_nothing_left(home)
+
+
+async def interrupt_twice(process: asyncio.subprocess.Process) -> None:
+    """As `timeout` does and impatient people do."""
+    process.send_signal(signal.SIGTERM)
+    await until_told(process, "interrupted")
+    process.send_signal(signal.SIGINT)
 
 
 def test_keys_and_passwords_are_masked() -> None:
