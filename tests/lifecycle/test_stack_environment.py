@@ -1,4 +1,4 @@
-"""What the embedded stack tells its services, held against what they look for by themselves."""
+"""What the embedded stack prepares for its processes: their settings, and room in their logs."""
 
 import importlib
 import os
@@ -7,13 +7,16 @@ from pathlib import Path
 import pytest
 
 from deploy.local.environment import PREFIX, service_environment
+from deploy.local.files import write_private
 from deploy.local.layout import SERVICES, Layout
 from deploy.local.pki import certificates
-from deploy.local.programs import Options, port_names
+from deploy.local.probes import EDGE
+from deploy.local.programs import Options, Programs, port_names
 from services.shared.settings import ServiceSettings
 
 # Made for one stack alone; a service that has none keeps the key that it knows.
 CHOSEN = "bootstrap_operator_key_file"
+PORTS = {name: 20_000 + at for at, name in enumerate(port_names(Options()))}
 
 
 @pytest.fixture
@@ -41,8 +44,19 @@ def test_a_service_started_alone_finds_the_files_of_the_stack(layout: Layout, se
 
 def files_told(layout: Layout, service: str) -> dict[str, Path]:
     """Returns the files that the stack names to a service, by setting."""
-    ports = {name: 20_000 + at for at, name in enumerate(port_names(Options()))}
     certificate = certificates(layout.pki, [service])[service]
-    told = service_environment(service, layout, ports, certificate, domain="localhost", otlp="")
+    told = service_environment(service, layout, PORTS, certificate, domain="localhost", otlp="")
     files = {name.removeprefix(PREFIX).lower(): Path(value) for name, value in told.items()}
     return {name: file for name, file in files.items() if name.endswith("_file") and name != CHOSEN}
+
+
+@pytest.mark.parametrize(("size", "kept"), [(8 << 20, False), ((8 << 20) + 1, True)])
+def test_a_large_access_log_is_put_aside_at_the_start(
+    layout: Layout, size: int, kept: bool
+) -> None:
+    log = layout.log("access")
+    write_private(log, b"x" * size)
+    Programs(layout, PORTS, Options(), certificates(layout.pki, (*SERVICES, EDGE))).edge()
+    assert log.stat().st_size == (0 if kept else size)
+    assert log.with_name("access.log.1").exists() == kept
+    assert log.stat().st_mode & 0o077 == 0
