@@ -45,6 +45,8 @@ def up(state: Path, options: Options, *, detach: bool, as_json: bool) -> None:
     first = not layout.operator_key.exists()
     if detach:
         started = _run(control.start_detached(layout, _arguments(layout, options), tell))
+        if not started:
+            _refuse_other_options(layout, options)
         _show(control.addresses(layout), layout, as_json=as_json, first=first and started)
     else:
         _foreground(layout, options, as_json=as_json, first=first)
@@ -85,10 +87,19 @@ def _foreground(layout: Layout, options: Options, *, as_json: bool, first: bool)
             await serve(Stack(layout.state, options), tell, ready)
         except AlreadyRunningError:
             await control.until_ready(layout, tell)
+            _refuse_other_options(layout, options)
             tell("it runs already; `bulkhead down` ends it")
             _show(control.addresses(layout), layout, as_json=as_json, first=False)
 
     _run(running())
+
+
+def _refuse_other_options(layout: Layout, options: Options) -> None:
+    """Refuses options that a stack that runs already was not asked for just now."""
+    edge = control.addresses(layout).edge
+    moved = options.edge_port is not None and not edge.endswith(f":{options.edge_port}")
+    if moved or options.otlp or options.unchecked or options.overrides:
+        _refuse("it runs already, and takes options at its start only: `bulkhead down` first")
 
 
 def _run(work: Awaitable[T]) -> T:

@@ -5,7 +5,9 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 
+from deploy.local.environment import override_name
 from deploy.local.layout import SERVICES
 from deploy.local.stack import Addresses, Stack
 from deploy.local.supervisor import Progress
@@ -59,7 +61,7 @@ def parse_overrides(texts: Sequence[str]) -> dict[str, dict[str, str]]:
     """Returns settings by service from texts like `ratelimit.BURST_FREE=5`.
 
     Raises:
-        ValueError: a text has another form, or names no service.
+        ValueError: a text has another form, or names no service or no setting of it.
     """
     overrides: dict[str, dict[str, str]] = {}
     for text in texts:
@@ -67,8 +69,15 @@ def parse_overrides(texts: Sequence[str]) -> dict[str, dict[str, str]]:
         service, dot, setting = name.partition(".")
         if not (equals and dot and setting) or service not in SERVICES:
             raise ValueError(f"{text}: not SERVICE.SETTING=VALUE with one of {', '.join(SERVICES)}")
+        if override_name(setting) not in _settings_of(service):
+            raise ValueError(f"{text}: {service} has no setting {setting}; see docs/operations.md")
         overrides.setdefault(service, {})[setting] = value
     return overrides
+
+
+def _settings_of(service: str) -> set[str]:
+    settings = import_module(f"services.{service}.settings").Settings
+    return {override_name(name) for name in settings.model_fields}
 
 
 def tell(text: str) -> None:

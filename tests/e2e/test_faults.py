@@ -180,6 +180,9 @@ async def test_a_stack_that_went_down_and_came_up_again_has_kept_everything(stat
             await agent.call_tool("execute", {"sql": CREATE_KEPT})
         again = (await run("up", "--detach", "--json", "--state", str(state))).json
         assert again["edge"] == first.edge
+        for option, code in (("ratelimit.BURST_FREE=5", 1), ("ratelimit.NOPE=5", 2)):
+            other = await run("up", "--detach", "--state", str(state), "--set", option)
+            assert other.code == code, other.err
         pids = [each["pid"] for each in (await first.status())["processes"]]
         pids += [each["pid"] for each in (await first.status())["servers"]]
         assert (await run("down", "--state", str(state))).code == 0
