@@ -65,13 +65,16 @@ async def ensure_spare(template: Path) -> Path:
 async def clone(template: Path, target: Path) -> None:
     """Makes `target` a copy of `template`, whole or not at all; does nothing if it is there.
 
-    The spare copy becomes it, if there is one.
+    The spare copy becomes it, if there is one; one that is just being made is waited for.
 
     Raises:
         ServerError: the copy failed.
     """
+    spare = spare_of(template)
     async with locked(target) as lock:
-        await _to_its_end(partial(_take_or_copy, template, target, lock))
+        async with locked(spare):
+            _take(spare, target)
+        await _to_its_end(partial(_copy, template, target, lock))
 
 
 def spare_of(template: Path) -> Path:
@@ -93,20 +96,16 @@ async def _to_its_end(work: Callable[[], None]) -> None:
         await asyncio.gather(thread, return_exceptions=True)
 
 
-def _take_or_copy(template: Path, target: Path, lock: Held) -> None:
-    if target.exists():
-        return
-    try:
-        spare_of(template).rename(target)
-    except FileNotFoundError:
-        _copy(template, target, lock)
+def _take(spare: Path, target: Path) -> None:
+    if spare.exists() and not target.exists():
+        spare.rename(target)
 
 
 def _copy(template: Path, target: Path, lock: Held) -> None:
-    if target.exists():
-        return
     half = partial_of(target)
     shutil.rmtree(half, ignore_errors=True)
+    if target.exists():
+        return
     run(("cp", "-a", "--reflink=auto", "--", str(template), str(half)), lock, as_server=False)
     half.rename(target)
 
