@@ -1,5 +1,6 @@
 """Real servers, started once; a database of its own for each service of each mesh."""
 
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from functools import partial
@@ -8,14 +9,24 @@ from pathlib import Path
 import pytest
 
 from deploy.local.pki import Paths, certificates
+from deploy.local.ports import RANGE_VARIABLE
 from deploy.local.postgres import MeshPostgres, mesh_postgres
 from deploy.local.valkey import ValkeyServer, valkey_server
 from tests.databases import Databases
 from tests.mesh import Mesh, running_mesh
 
+_SHARES, _PORTS = 4, 2_500
+
 StartMesh = Callable[..., AbstractAsyncContextManager[Mesh]]
 
 SERVICES = ("auth", "ratelimit", "provisioner", "app_proxy", "edge")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Gives each of several test processes ports of its own."""
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % _SHARES
+    first = 10_000 + number * _PORTS
+    os.environ[RANGE_VARIABLE] = f"{first}-{first + _PORTS - 1}"
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """Ports of the loopback interface for the processes of one stack."""
 
+import os
 import secrets
 import socket
 from collections.abc import Iterable, Iterator, Mapping
@@ -9,6 +10,7 @@ LOOPBACK = "127.0.0.1"
 # Below the range from which the system takes ports for outgoing connections, and apart from that of
 # deployments' databases: a port that is kept from one start to the next is still free then.
 _FIRST, _LAST = 10_000, 19_999
+RANGE_VARIABLE = "BULKHEAD_PORT_RANGE"
 
 
 def free_ports(count: int) -> list[int]:
@@ -37,6 +39,14 @@ def keep_or_pick(kept: Mapping[str, int], names: Iterable[str]) -> dict[str, int
 
 
 def _free_ports() -> Iterator[int]:
-    candidates = list(range(_FIRST, _LAST + 1))
+    first, last = _range()
+    candidates = list(range(first, last + 1))
     secrets.SystemRandom().shuffle(candidates)
     return (port for port in candidates if is_free(port))
+
+
+def _range() -> tuple[int, int]:
+    # Two that pick at the same moment could pick the same port: those who know of each other are
+    # given a range each, as `10000-14999`.
+    first, _, last = os.environ.get(RANGE_VARIABLE, f"{_FIRST}-{_LAST}").partition("-")
+    return int(first), int(last)

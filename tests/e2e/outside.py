@@ -14,6 +14,8 @@ import httpx2
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 
+from deploy.local.ports import RANGE_VARIABLE
+
 BULKHEAD = Path(sys.executable).parent / "bulkhead"
 
 
@@ -34,7 +36,9 @@ class Ran:
 
 async def run(*arguments: str, key: str | None = None, api: str | None = None) -> Ran:
     """Runs `bulkhead` as a user would."""
-    environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    environment = {
+        name: os.environ[name] for name in ("PATH", "HOME", RANGE_VARIABLE) if name in os.environ
+    }
     environment |= {"BULKHEAD_KEY": key} if key else {}
     environment |= {"BULKHEAD_API": api} if api else {}
     process = await asyncio.create_subprocess_exec(
