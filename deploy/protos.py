@@ -39,4 +39,4 @@ def generate(target: Path) -> None:
 
 
 if __name__ == "__main__":
-    generate(ROOT / "protos" / "gen")
+    generate(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "protos" / "gen")
