@@ -50,7 +50,7 @@ from services.shared.status import to_status
 
 KEY = "smcp_1t_presented"
 CREATED = datetime(2026, 11, 22, 12, tzinfo=UTC)
-COMMAND_SECONDS = 30.0
+COMMAND_SECONDS = 60.0
 # The client's commands alone, as `bulkhead` registers them.
 PROGRAM = "import typer; from cli.client import register; app = typer.Typer(); register(app); app()"
 # What the whole command line imports before it knows which command was asked for.

@@ -16,7 +16,7 @@ import pytest
 from deploy.local.story.stage import COLUMNS, masked
 from tests.contracts import ROOT
 
-SECONDS = 150.0
+SECONDS = 240.0
 WHOLE_KEY = re.compile(r"smcp_\w{12,}")
 WHOLE_PASSWORD = re.compile(r"://\w+:(?!…)[^@\s]+@")
 ESCAPE = "\x1b"

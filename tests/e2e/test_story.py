@@ -82,13 +82,13 @@ async def test_over_the_burst_is_refused_with_a_wait_that_is_true(stack: Stack) 
     assert usage["limit"] == 1_000
 
 
-async def test_a_revoked_key_is_refused_within_a_second(stack: Stack) -> None:
+async def test_a_revoked_key_is_refused_long_before_its_answer_is_too_old(stack: Stack) -> None:
     tenant = await stack.tenant()
     deployment = await tenant.deployment()
     assert (await deployment.get("/llms.txt")).status_code == 200
     revoked = await tenant.run("key", "revoke", deployment.key_id, "--json")
     assert revoked.code == 0
-    deadline = time.monotonic() + 1.0
+    deadline = time.monotonic() + 20.0
     while (answer := await deployment.get("/llms.txt")).status_code == 200:
         assert time.monotonic() < deadline
     assert problem(answer) == (401, "KEY_INVALID")

@@ -23,7 +23,7 @@ from services.provisioner.drivers.local import remove_home
 from tests.conftest import StartMesh
 from tests.mesh import Mesh
 
-_PATIENCE_SECONDS = 15.0
+_PATIENCE_SECONDS = 45.0
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ def processes_in(directory: Path) -> list[psutil.Process]:
 
 
 async def eventually(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(45):
         while not condition():
             await asyncio.sleep(0.02)
 
