@@ -45,10 +45,30 @@ class AuthServiceStub:
                 request_serializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.GetTenantRequest.SerializeToString,
                 response_deserializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.GetTenantResponse.FromString,
                 _registered_method=True)
+        self.ChangePlan = channel.unary_unary(
+                '/bulkhead.auth.v1.AuthService/ChangePlan',
+                request_serializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.ChangePlanRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.ChangePlanResponse.FromString,
+                _registered_method=True)
+        self.CloseTenant = channel.unary_unary(
+                '/bulkhead.auth.v1.AuthService/CloseTenant',
+                request_serializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.CloseTenantRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.CloseTenantResponse.FromString,
+                _registered_method=True)
+        self.IssueSupportKey = channel.unary_unary(
+                '/bulkhead.auth.v1.AuthService/IssueSupportKey',
+                request_serializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.IssueSupportKeyRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.IssueSupportKeyResponse.FromString,
+                _registered_method=True)
         self.IssueKey = channel.unary_unary(
                 '/bulkhead.auth.v1.AuthService/IssueKey',
                 request_serializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.IssueKeyRequest.SerializeToString,
                 response_deserializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.IssueKeyResponse.FromString,
+                _registered_method=True)
+        self.RotateKey = channel.unary_unary(
+                '/bulkhead.auth.v1.AuthService/RotateKey',
+                request_serializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.RotateKeyRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.RotateKeyResponse.FromString,
                 _registered_method=True)
         self.RevokeKey = channel.unary_unary(
                 '/bulkhead.auth.v1.AuthService/RevokeKey',
@@ -74,6 +94,11 @@ class AuthServiceStub:
                 '/bulkhead.auth.v1.AuthService/WatchRevocations',
                 request_serializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.WatchRevocationsRequest.SerializeToString,
                 response_deserializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.WatchRevocationsResponse.FromString,
+                _registered_method=True)
+        self.AcknowledgeRevocations = channel.unary_unary(
+                '/bulkhead.auth.v1.AuthService/AcknowledgeRevocations',
+                request_serializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.AcknowledgeRevocationsRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.AcknowledgeRevocationsResponse.FromString,
                 _registered_method=True)
         self.Delegate = channel.unary_unary(
                 '/bulkhead.auth.v1.AuthService/Delegate',
@@ -120,6 +145,32 @@ class AuthServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ChangePlan(self, request, context):
+        """Moves the tenant of the presented key to another plan. When it returns, every replica counts by
+        the new plan. Only support keys can carry its scope: a tenant does not choose what it pays.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CloseTenant(self, request, context):
+        """Ends the tenant: when it returns, no key of it opens anything in any replica. Left is one job
+        key of the calling service, with which what the tenant had is torn down. Repeating it gives
+        another job key.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def IssueSupportKey(self, request, context):
+        """Exchanges a tenant's id for a key of that tenant, of at most an hour. It is the one request
+        that names a tenant. Written to the tenant's own audit log, with the reason, and shown in its
+        ListKeys. Idempotent by request_id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def IssueKey(self, request, context):
         """Issues a key of the tenant, or of one of its deployments. Idempotent by request_id.
         """
@@ -127,8 +178,17 @@ class AuthServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RotateKey(self, request, context):
+        """Issues a successor of a key, with the same deployment, scopes and name. The old key works on
+        until the grace period ends, or until it is revoked. Idempotent by request_id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RevokeKey(self, request, context):
-        """Revokes a key of the tenant. Revoking twice is fine: the first time stands.
+        """Revokes a key of the tenant. When it returns, no live replica of any service accepts the key.
+        Revoking twice is fine: the first time stands, and the second waits for the same.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -156,8 +216,16 @@ class AuthServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchRevocations(self, request, context):
-        """Every revocation from now on, in order, and a heartbeat between them. A watcher that hears
-        nothing for longer than the fence (1 s) must stop trusting what it remembers.
+        """Every revocation from now on, in order, and a heartbeat between them. It only hurries: whether
+        a watcher may trust what it remembers is said by AcknowledgeRevocations alone.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AcknowledgeRevocations(self, request, context):
+        """Says what a watcher has forgotten, and leases it trust in what it still remembers. RevokeKey
+        returns once every watcher has said so, or its lease has run out.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -213,10 +281,30 @@ def add_AuthServiceServicer_to_server(servicer, server):
                     request_deserializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.GetTenantRequest.FromString,
                     response_serializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.GetTenantResponse.SerializeToString,
             ),
+            'ChangePlan': grpc.unary_unary_rpc_method_handler(
+                    servicer.ChangePlan,
+                    request_deserializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.ChangePlanRequest.FromString,
+                    response_serializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.ChangePlanResponse.SerializeToString,
+            ),
+            'CloseTenant': grpc.unary_unary_rpc_method_handler(
+                    servicer.CloseTenant,
+                    request_deserializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.CloseTenantRequest.FromString,
+                    response_serializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.CloseTenantResponse.SerializeToString,
+            ),
+            'IssueSupportKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.IssueSupportKey,
+                    request_deserializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.IssueSupportKeyRequest.FromString,
+                    response_serializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.IssueSupportKeyResponse.SerializeToString,
+            ),
             'IssueKey': grpc.unary_unary_rpc_method_handler(
                     servicer.IssueKey,
                     request_deserializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.IssueKeyRequest.FromString,
                     response_serializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.IssueKeyResponse.SerializeToString,
+            ),
+            'RotateKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateKey,
+                    request_deserializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.RotateKeyRequest.FromString,
+                    response_serializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.RotateKeyResponse.SerializeToString,
             ),
             'RevokeKey': grpc.unary_unary_rpc_method_handler(
                     servicer.RevokeKey,
@@ -242,6 +330,11 @@ def add_AuthServiceServicer_to_server(servicer, server):
                     servicer.WatchRevocations,
                     request_deserializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.WatchRevocationsRequest.FromString,
                     response_serializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.WatchRevocationsResponse.SerializeToString,
+            ),
+            'AcknowledgeRevocations': grpc.unary_unary_rpc_method_handler(
+                    servicer.AcknowledgeRevocations,
+                    request_deserializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.AcknowledgeRevocationsRequest.FromString,
+                    response_serializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.AcknowledgeRevocationsResponse.SerializeToString,
             ),
             'Delegate': grpc.unary_unary_rpc_method_handler(
                     servicer.Delegate,
@@ -335,6 +428,87 @@ class AuthService:
             _registered_method=True)
 
     @staticmethod
+    def ChangePlan(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.auth.v1.AuthService/ChangePlan',
+            bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.ChangePlanRequest.SerializeToString,
+            bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.ChangePlanResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CloseTenant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.auth.v1.AuthService/CloseTenant',
+            bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.CloseTenantRequest.SerializeToString,
+            bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.CloseTenantResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def IssueSupportKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.auth.v1.AuthService/IssueSupportKey',
+            bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.IssueSupportKeyRequest.SerializeToString,
+            bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.IssueSupportKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def IssueKey(request,
             target,
             options=(),
@@ -351,6 +525,33 @@ class AuthService:
             '/bulkhead.auth.v1.AuthService/IssueKey',
             bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.IssueKeyRequest.SerializeToString,
             bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.IssueKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RotateKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.auth.v1.AuthService/RotateKey',
+            bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.RotateKeyRequest.SerializeToString,
+            bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.RotateKeyResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -486,6 +687,33 @@ class AuthService:
             '/bulkhead.auth.v1.AuthService/WatchRevocations',
             bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.WatchRevocationsRequest.SerializeToString,
             bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.WatchRevocationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AcknowledgeRevocations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.auth.v1.AuthService/AcknowledgeRevocations',
+            bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.AcknowledgeRevocationsRequest.SerializeToString,
+            bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.AcknowledgeRevocationsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -20,10 +20,30 @@ class AuthServiceStub:
     """Creates a tenant and its first key. Idempotent by request_id; the key is shown once."""
     GetTenant: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.GetTenantRequest, _auth_service_pb2.GetTenantResponse]
     """The tenant of the presented key."""
+    ChangePlan: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.ChangePlanRequest, _auth_service_pb2.ChangePlanResponse]
+    """Moves the tenant of the presented key to another plan. When it returns, every replica counts by
+    the new plan. Only support keys can carry its scope: a tenant does not choose what it pays.
+    """
+    CloseTenant: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.CloseTenantRequest, _auth_service_pb2.CloseTenantResponse]
+    """Ends the tenant: when it returns, no key of it opens anything in any replica. Left is one job
+    key of the calling service, with which what the tenant had is torn down. Repeating it gives
+    another job key.
+    """
+    IssueSupportKey: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.IssueSupportKeyRequest, _auth_service_pb2.IssueSupportKeyResponse]
+    """Exchanges a tenant's id for a key of that tenant, of at most an hour. It is the one request
+    that names a tenant. Written to the tenant's own audit log, with the reason, and shown in its
+    ListKeys. Idempotent by request_id.
+    """
     IssueKey: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.IssueKeyRequest, _auth_service_pb2.IssueKeyResponse]
     """Issues a key of the tenant, or of one of its deployments. Idempotent by request_id."""
+    RotateKey: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.RotateKeyRequest, _auth_service_pb2.RotateKeyResponse]
+    """Issues a successor of a key, with the same deployment, scopes and name. The old key works on
+    until the grace period ends, or until it is revoked. Idempotent by request_id.
+    """
     RevokeKey: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.RevokeKeyRequest, _auth_service_pb2.RevokeKeyResponse]
-    """Revokes a key of the tenant. Revoking twice is fine: the first time stands."""
+    """Revokes a key of the tenant. When it returns, no live replica of any service accepts the key.
+    Revoking twice is fine: the first time stands, and the second waits for the same.
+    """
     ListKeys: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.ListKeysRequest, _auth_service_pb2.ListKeysResponse]
     """The tenant's keys, newest first; never their secrets."""
     ListAuditEvents: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.ListAuditEventsRequest, _auth_service_pb2.ListAuditEventsResponse]
@@ -31,8 +51,12 @@ class AuthServiceStub:
     ResolveKeys: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.ResolveKeysRequest, _auth_service_pb2.ResolveKeysResponse]
     """Whose are these keys? One answer per digest, in order."""
     WatchRevocations: _aio.UnaryStreamMultiCallable[_auth_service_pb2.WatchRevocationsRequest, _auth_service_pb2.WatchRevocationsResponse]
-    """Every revocation from now on, in order, and a heartbeat between them. A watcher that hears
-    nothing for longer than the fence (1 s) must stop trusting what it remembers.
+    """Every revocation from now on, in order, and a heartbeat between them. It only hurries: whether
+    a watcher may trust what it remembers is said by AcknowledgeRevocations alone.
+    """
+    AcknowledgeRevocations: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.AcknowledgeRevocationsRequest, _auth_service_pb2.AcknowledgeRevocationsResponse]
+    """Says what a watcher has forgotten, and leases it trust in what it still remembers. RevokeKey
+    returns once every watcher has said so, or its lease has run out.
     """
     Delegate: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.DelegateRequest, _auth_service_pb2.DelegateResponse]
     """A key with which a durable job of the calling service acts for the tenant of the presented
@@ -69,6 +93,38 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         """The tenant of the presented key."""
 
     @_abc_1.abstractmethod
+    def ChangePlan(
+        self,
+        request: _auth_service_pb2.ChangePlanRequest,
+        context: _aio.ServicerContext[_auth_service_pb2.ChangePlanRequest, _abc.Awaitable[_auth_service_pb2.ChangePlanResponse]],
+    ) -> _abc.Awaitable[_auth_service_pb2.ChangePlanResponse]:
+        """Moves the tenant of the presented key to another plan. When it returns, every replica counts by
+        the new plan. Only support keys can carry its scope: a tenant does not choose what it pays.
+        """
+
+    @_abc_1.abstractmethod
+    def CloseTenant(
+        self,
+        request: _auth_service_pb2.CloseTenantRequest,
+        context: _aio.ServicerContext[_auth_service_pb2.CloseTenantRequest, _abc.Awaitable[_auth_service_pb2.CloseTenantResponse]],
+    ) -> _abc.Awaitable[_auth_service_pb2.CloseTenantResponse]:
+        """Ends the tenant: when it returns, no key of it opens anything in any replica. Left is one job
+        key of the calling service, with which what the tenant had is torn down. Repeating it gives
+        another job key.
+        """
+
+    @_abc_1.abstractmethod
+    def IssueSupportKey(
+        self,
+        request: _auth_service_pb2.IssueSupportKeyRequest,
+        context: _aio.ServicerContext[_auth_service_pb2.IssueSupportKeyRequest, _abc.Awaitable[_auth_service_pb2.IssueSupportKeyResponse]],
+    ) -> _abc.Awaitable[_auth_service_pb2.IssueSupportKeyResponse]:
+        """Exchanges a tenant's id for a key of that tenant, of at most an hour. It is the one request
+        that names a tenant. Written to the tenant's own audit log, with the reason, and shown in its
+        ListKeys. Idempotent by request_id.
+        """
+
+    @_abc_1.abstractmethod
     def IssueKey(
         self,
         request: _auth_service_pb2.IssueKeyRequest,
@@ -77,12 +133,24 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         """Issues a key of the tenant, or of one of its deployments. Idempotent by request_id."""
 
     @_abc_1.abstractmethod
+    def RotateKey(
+        self,
+        request: _auth_service_pb2.RotateKeyRequest,
+        context: _aio.ServicerContext[_auth_service_pb2.RotateKeyRequest, _abc.Awaitable[_auth_service_pb2.RotateKeyResponse]],
+    ) -> _abc.Awaitable[_auth_service_pb2.RotateKeyResponse]:
+        """Issues a successor of a key, with the same deployment, scopes and name. The old key works on
+        until the grace period ends, or until it is revoked. Idempotent by request_id.
+        """
+
+    @_abc_1.abstractmethod
     def RevokeKey(
         self,
         request: _auth_service_pb2.RevokeKeyRequest,
         context: _aio.ServicerContext[_auth_service_pb2.RevokeKeyRequest, _abc.Awaitable[_auth_service_pb2.RevokeKeyResponse]],
     ) -> _abc.Awaitable[_auth_service_pb2.RevokeKeyResponse]:
-        """Revokes a key of the tenant. Revoking twice is fine: the first time stands."""
+        """Revokes a key of the tenant. When it returns, no live replica of any service accepts the key.
+        Revoking twice is fine: the first time stands, and the second waits for the same.
+        """
 
     @_abc_1.abstractmethod
     def ListKeys(
@@ -114,8 +182,18 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _auth_service_pb2.WatchRevocationsRequest,
         context: _aio.ServicerContext[_auth_service_pb2.WatchRevocationsRequest, _abc.AsyncIterator[_auth_service_pb2.WatchRevocationsResponse]],
     ) -> _abc.AsyncIterator[_auth_service_pb2.WatchRevocationsResponse]:
-        """Every revocation from now on, in order, and a heartbeat between them. A watcher that hears
-        nothing for longer than the fence (1 s) must stop trusting what it remembers.
+        """Every revocation from now on, in order, and a heartbeat between them. It only hurries: whether
+        a watcher may trust what it remembers is said by AcknowledgeRevocations alone.
+        """
+
+    @_abc_1.abstractmethod
+    def AcknowledgeRevocations(
+        self,
+        request: _auth_service_pb2.AcknowledgeRevocationsRequest,
+        context: _aio.ServicerContext[_auth_service_pb2.AcknowledgeRevocationsRequest, _abc.Awaitable[_auth_service_pb2.AcknowledgeRevocationsResponse]],
+    ) -> _abc.Awaitable[_auth_service_pb2.AcknowledgeRevocationsResponse]:
+        """Says what a watcher has forgotten, and leases it trust in what it still remembers. RevokeKey
+        returns once every watcher has said so, or its lease has run out.
         """
 
     @_abc_1.abstractmethod

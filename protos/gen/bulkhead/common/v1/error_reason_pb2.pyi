@@ -69,6 +69,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_OPERATION_FAILED: _ErrorReason.ValueType  # 32
     """The operation ended without reaching its goal. FAILED_PRECONDITION."""
+    ERROR_REASON_KEY_ENDED: _ErrorReason.ValueType  # 33
+    """The key was revoked, has expired or was replaced before. FAILED_PRECONDITION.
+    Example: RotateKey of a key that has a successor.
+    """
     ERROR_REASON_DEPENDENCY_UNAVAILABLE: _ErrorReason.ValueType  # 40
     """A service or store that is needed is away; nothing was done, or it is safe to repeat.
     UNAVAILABLE with RetryInfo.
@@ -132,6 +136,10 @@ Example: GetDatabaseConnection of a deployment made without a database.
 """
 ERROR_REASON_OPERATION_FAILED: ErrorReason.ValueType  # 32
 """The operation ended without reaching its goal. FAILED_PRECONDITION."""
+ERROR_REASON_KEY_ENDED: ErrorReason.ValueType  # 33
+"""The key was revoked, has expired or was replaced before. FAILED_PRECONDITION.
+Example: RotateKey of a key that has a successor.
+"""
 ERROR_REASON_DEPENDENCY_UNAVAILABLE: ErrorReason.ValueType  # 40
 """A service or store that is needed is away; nothing was done, or it is safe to repeat.
 UNAVAILABLE with RetryInfo.

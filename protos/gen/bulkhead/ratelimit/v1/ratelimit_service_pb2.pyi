@@ -83,14 +83,33 @@ class AcquireResult(_message.Message):
     RETRY_AFTER_FIELD_NUMBER: _builtins.int
     QUOTA_REMAINING_FIELD_NUMBER: _builtins.int
     BURST_REMAINING_FIELD_NUMBER: _builtins.int
+    BURST_FIELD_NUMBER: _builtins.int
+    RATE_PER_SECOND_FIELD_NUMBER: _builtins.int
+    BURST_RESET_FIELD_NUMBER: _builtins.int
+    QUOTA_FIELD_NUMBER: _builtins.int
+    QUOTA_RESET_FIELD_NUMBER: _builtins.int
     decision: Global___Decision.ValueType
     quota_remaining: _builtins.int
     """Calls left in this month; unset when the plan has no monthly limit."""
     burst_remaining: _builtins.int
     """Calls that would be allowed at this moment by the burst ceiling."""
+    burst: _builtins.int
+    """Calls that may come at once."""
+    rate_per_second: _builtins.int
+    """Sustained calls per second."""
+    quota: _builtins.int
+    """Calls of a month; unset when the plan has no monthly limit."""
     @_builtins.property
     def retry_after(self) -> _duration_pb2.Duration:
         """How long to wait until the same call would be allowed; unset when it was allowed."""
+
+    @_builtins.property
+    def burst_reset(self) -> _duration_pb2.Duration:
+        """How long until the whole burst would be allowed again."""
+
+    @_builtins.property
+    def quota_reset(self) -> _duration_pb2.Duration:
+        """How long until the next UTC calendar month."""
 
     def __init__(
         self,
@@ -99,13 +118,23 @@ class AcquireResult(_message.Message):
         retry_after: _duration_pb2.Duration | None = ...,
         quota_remaining: _builtins.int | None = ...,
         burst_remaining: _builtins.int = ...,
+        burst: _builtins.int = ...,
+        rate_per_second: _builtins.int = ...,
+        burst_reset: _duration_pb2.Duration | None = ...,
+        quota: _builtins.int | None = ...,
+        quota_reset: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_quota_remaining", b"_quota_remaining", "quota_remaining", b"quota_remaining", "retry_after", b"retry_after"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_quota", b"_quota", "_quota_remaining", b"_quota_remaining", "burst_reset", b"burst_reset", "quota", b"quota", "quota_remaining", b"quota_remaining", "quota_reset", b"quota_reset", "retry_after", b"retry_after"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_quota_remaining", b"_quota_remaining", "burst_remaining", b"burst_remaining", "decision", b"decision", "quota_remaining", b"quota_remaining", "retry_after", b"retry_after"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_quota", b"_quota", "_quota_remaining", b"_quota_remaining", "burst", b"burst", "burst_remaining", b"burst_remaining", "burst_reset", b"burst_reset", "decision", b"decision", "quota", b"quota", "quota_remaining", b"quota_remaining", "quota_reset", b"quota_reset", "rate_per_second", b"rate_per_second", "retry_after", b"retry_after"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__quota: _TypeAlias = _typing.Literal["quota"]  # noqa: Y015
+    _WhichOneofArgType__quota: _TypeAlias = _typing.Literal["_quota", b"_quota"]  # noqa: Y015
     _WhichOneofReturnType__quota_remaining: _TypeAlias = _typing.Literal["quota_remaining"]  # noqa: Y015
     _WhichOneofArgType__quota_remaining: _TypeAlias = _typing.Literal["_quota_remaining", b"_quota_remaining"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__quota) -> _WhichOneofReturnType__quota | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__quota_remaining) -> _WhichOneofReturnType__quota_remaining | None: ...
 
 Global___AcquireResult: _TypeAlias = AcquireResult  # noqa: Y015
@@ -153,6 +182,183 @@ class AcquireResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AcquireResponse: _TypeAlias = AcquireResponse  # noqa: Y015
+
+@_typing.final
+class LeaseItem(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_DIGEST_FIELD_NUMBER: _builtins.int
+    CALLS_FIELD_NUMBER: _builtins.int
+    key_digest: _builtins.bytes
+    """SHA-256 of the deployment key that was presented, 32 bytes."""
+    calls: _builtins.int
+    """Calls wanted; 1 to 10,000."""
+    def __init__(
+        self,
+        *,
+        key_digest: _builtins.bytes = ...,
+        calls: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "key_digest", b"key_digest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeaseItem: _TypeAlias = LeaseItem  # noqa: Y015
+
+@_typing.final
+class LeaseResult(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DECISION_FIELD_NUMBER: _builtins.int
+    LEASE_ID_FIELD_NUMBER: _builtins.int
+    CALLS_FIELD_NUMBER: _builtins.int
+    LIFETIME_FIELD_NUMBER: _builtins.int
+    RETRY_AFTER_FIELD_NUMBER: _builtins.int
+    decision: Global___Decision.ValueType
+    """ALLOWED with at least one call."""
+    lease_id: _builtins.str
+    """Names the lease when it is given back."""
+    calls: _builtins.int
+    """Calls granted: as many as wanted, or as many as there were."""
+    @_builtins.property
+    def lifetime(self) -> _duration_pb2.Duration:
+        """From the moment when the request was *sent*: until then the calls may be used, and as long as
+        the key is valid. At most one second.
+        """
+
+    @_builtins.property
+    def retry_after(self) -> _duration_pb2.Duration:
+        """How long to wait until one call would be granted; unset when some were."""
+
+    def __init__(
+        self,
+        *,
+        decision: Global___Decision.ValueType = ...,
+        lease_id: _builtins.str = ...,
+        calls: _builtins.int = ...,
+        lifetime: _duration_pb2.Duration | None = ...,
+        retry_after: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lifetime", b"lifetime", "retry_after", b"retry_after"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "decision", b"decision", "lease_id", b"lease_id", "lifetime", b"lifetime", "retry_after", b"retry_after"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeaseResult: _TypeAlias = LeaseResult  # noqa: Y015
+
+@_typing.final
+class LeaseRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___LeaseItem]:
+        """1 to 256 items."""
+
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___LeaseItem] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeaseRequest: _TypeAlias = LeaseRequest  # noqa: Y015
+
+@_typing.final
+class LeaseResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___LeaseResult]:
+        """One per item, in order."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___LeaseResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeaseResponse: _TypeAlias = LeaseResponse  # noqa: Y015
+
+@_typing.final
+class ReturnLeaseItem(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEASE_ID_FIELD_NUMBER: _builtins.int
+    UNUSED_FIELD_NUMBER: _builtins.int
+    lease_id: _builtins.str
+    unused: _builtins.int
+    """Calls of it that were not used."""
+    def __init__(
+        self,
+        *,
+        lease_id: _builtins.str = ...,
+        unused: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_id", b"lease_id", "unused", b"unused"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReturnLeaseItem: _TypeAlias = ReturnLeaseItem  # noqa: Y015
+
+@_typing.final
+class ReturnLeaseRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReturnLeaseItem]:
+        """1 to 256 items."""
+
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___ReturnLeaseItem] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReturnLeaseRequest: _TypeAlias = ReturnLeaseRequest  # noqa: Y015
+
+@_typing.final
+class ReturnLeaseResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RETURNED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def returned(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Calls that were given back, one number per item, in order."""
+
+    def __init__(
+        self,
+        *,
+        returned: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["returned", b"returned"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReturnLeaseResponse: _TypeAlias = ReturnLeaseResponse  # noqa: Y015
 
 @_typing.final
 class GetUsageRequest(_message.Message):

@@ -40,6 +40,16 @@ class RatelimitServiceStub:
                 request_serializer=bulkhead_dot_ratelimit_dot_v1_dot_ratelimit__service__pb2.AcquireRequest.SerializeToString,
                 response_deserializer=bulkhead_dot_ratelimit_dot_v1_dot_ratelimit__service__pb2.AcquireResponse.FromString,
                 _registered_method=True)
+        self.Lease = channel.unary_unary(
+                '/bulkhead.ratelimit.v1.RatelimitService/Lease',
+                request_serializer=bulkhead_dot_ratelimit_dot_v1_dot_ratelimit__service__pb2.LeaseRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_ratelimit_dot_v1_dot_ratelimit__service__pb2.LeaseResponse.FromString,
+                _registered_method=True)
+        self.ReturnLease = channel.unary_unary(
+                '/bulkhead.ratelimit.v1.RatelimitService/ReturnLease',
+                request_serializer=bulkhead_dot_ratelimit_dot_v1_dot_ratelimit__service__pb2.ReturnLeaseRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_ratelimit_dot_v1_dot_ratelimit__service__pb2.ReturnLeaseResponse.FromString,
+                _registered_method=True)
         self.GetUsage = channel.unary_unary(
                 '/bulkhead.ratelimit.v1.RatelimitService/GetUsage',
                 request_serializer=bulkhead_dot_ratelimit_dot_v1_dot_ratelimit__service__pb2.GetUsageRequest.SerializeToString,
@@ -53,6 +63,22 @@ class RatelimitServiceServicer:
 
     def Acquire(self, request, context):
         """Takes calls, many deployments at once; each item is decided by itself, all or nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Lease(self, request, context):
+        """Takes calls in advance, many deployments at once: the holder admits as many by itself within the
+        lease, and gives back what it did not need. Never more is admitted than without leases.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReturnLease(self, request, context):
+        """Gives back the calls of leases that were not used. Idempotent: a lease is given back once; one
+        that ended long ago is none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -72,6 +98,16 @@ def add_RatelimitServiceServicer_to_server(servicer, server):
                     servicer.Acquire,
                     request_deserializer=bulkhead_dot_ratelimit_dot_v1_dot_ratelimit__service__pb2.AcquireRequest.FromString,
                     response_serializer=bulkhead_dot_ratelimit_dot_v1_dot_ratelimit__service__pb2.AcquireResponse.SerializeToString,
+            ),
+            'Lease': grpc.unary_unary_rpc_method_handler(
+                    servicer.Lease,
+                    request_deserializer=bulkhead_dot_ratelimit_dot_v1_dot_ratelimit__service__pb2.LeaseRequest.FromString,
+                    response_serializer=bulkhead_dot_ratelimit_dot_v1_dot_ratelimit__service__pb2.LeaseResponse.SerializeToString,
+            ),
+            'ReturnLease': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReturnLease,
+                    request_deserializer=bulkhead_dot_ratelimit_dot_v1_dot_ratelimit__service__pb2.ReturnLeaseRequest.FromString,
+                    response_serializer=bulkhead_dot_ratelimit_dot_v1_dot_ratelimit__service__pb2.ReturnLeaseResponse.SerializeToString,
             ),
             'GetUsage': grpc.unary_unary_rpc_method_handler(
                     servicer.GetUsage,
@@ -107,6 +143,60 @@ class RatelimitService:
             '/bulkhead.ratelimit.v1.RatelimitService/Acquire',
             bulkhead_dot_ratelimit_dot_v1_dot_ratelimit__service__pb2.AcquireRequest.SerializeToString,
             bulkhead_dot_ratelimit_dot_v1_dot_ratelimit__service__pb2.AcquireResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Lease(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.ratelimit.v1.RatelimitService/Lease',
+            bulkhead_dot_ratelimit_dot_v1_dot_ratelimit__service__pb2.LeaseRequest.SerializeToString,
+            bulkhead_dot_ratelimit_dot_v1_dot_ratelimit__service__pb2.LeaseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReturnLease(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.ratelimit.v1.RatelimitService/ReturnLease',
+            bulkhead_dot_ratelimit_dot_v1_dot_ratelimit__service__pb2.ReturnLeaseRequest.SerializeToString,
+            bulkhead_dot_ratelimit_dot_v1_dot_ratelimit__service__pb2.ReturnLeaseResponse.FromString,
             options,
             channel_credentials,
             insecure,

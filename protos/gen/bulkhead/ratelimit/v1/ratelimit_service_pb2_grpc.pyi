@@ -18,6 +18,14 @@ class RatelimitServiceStub:
     def __init__(self, channel: _aio.Channel) -> None: ...
     Acquire: _aio.UnaryUnaryMultiCallable[_ratelimit_service_pb2.AcquireRequest, _ratelimit_service_pb2.AcquireResponse]
     """Takes calls, many deployments at once; each item is decided by itself, all or nothing."""
+    Lease: _aio.UnaryUnaryMultiCallable[_ratelimit_service_pb2.LeaseRequest, _ratelimit_service_pb2.LeaseResponse]
+    """Takes calls in advance, many deployments at once: the holder admits as many by itself within the
+    lease, and gives back what it did not need. Never more is admitted than without leases.
+    """
+    ReturnLease: _aio.UnaryUnaryMultiCallable[_ratelimit_service_pb2.ReturnLeaseRequest, _ratelimit_service_pb2.ReturnLeaseResponse]
+    """Gives back the calls of leases that were not used. Idempotent: a lease is given back once; one
+    that ended long ago is none.
+    """
     GetUsage: _aio.UnaryUnaryMultiCallable[_ratelimit_service_pb2.GetUsageRequest, _ratelimit_service_pb2.GetUsageResponse]
     """What a deployment has used this month, and what is left."""
 
@@ -31,6 +39,26 @@ class RatelimitServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_ratelimit_service_pb2.AcquireRequest, _abc.Awaitable[_ratelimit_service_pb2.AcquireResponse]],
     ) -> _abc.Awaitable[_ratelimit_service_pb2.AcquireResponse]:
         """Takes calls, many deployments at once; each item is decided by itself, all or nothing."""
+
+    @_abc_1.abstractmethod
+    def Lease(
+        self,
+        request: _ratelimit_service_pb2.LeaseRequest,
+        context: _aio.ServicerContext[_ratelimit_service_pb2.LeaseRequest, _abc.Awaitable[_ratelimit_service_pb2.LeaseResponse]],
+    ) -> _abc.Awaitable[_ratelimit_service_pb2.LeaseResponse]:
+        """Takes calls in advance, many deployments at once: the holder admits as many by itself within the
+        lease, and gives back what it did not need. Never more is admitted than without leases.
+        """
+
+    @_abc_1.abstractmethod
+    def ReturnLease(
+        self,
+        request: _ratelimit_service_pb2.ReturnLeaseRequest,
+        context: _aio.ServicerContext[_ratelimit_service_pb2.ReturnLeaseRequest, _abc.Awaitable[_ratelimit_service_pb2.ReturnLeaseResponse]],
+    ) -> _abc.Awaitable[_ratelimit_service_pb2.ReturnLeaseResponse]:
+        """Gives back the calls of leases that were not used. Idempotent: a lease is given back once; one
+        that ended long ago is none.
+        """
 
     @_abc_1.abstractmethod
     def GetUsage(
