@@ -18,7 +18,7 @@ class LocalAuthenticator:
         self._key_prefix = key_prefix
 
         async def resolve(digests: Sequence[bytes]) -> Sequence[Principal | None]:
-            return (await service.resolve_keys(digests))[1]
+            return (await service.keys.resolve(digests))[1]
 
         self._resolve: Coalescer[bytes, Principal | None] = Coalescer(resolve)
 
@@ -42,7 +42,7 @@ class LocalAuditor:
         """Returns once the event is written; see `Auditor`."""
         if caller.principal is None:
             raise UnauthenticatedError(Reason.KEY_MISSING)
-        await self._service.record_audit_event(
+        await self._service.audit.record(
             caller.principal, caller.peer, method, resources, current_trace_id()
         )
 

@@ -1,7 +1,5 @@
 """Tenants, keys and scopes: the rules, without any store."""
 
-import hashlib
-import hmac
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,7 +16,6 @@ TENANT_SCOPES = frozenset(
 DEPLOYMENT_SCOPES = frozenset({"db:write", "deployments:read", "usage:read"})
 JOB_SCOPES = frozenset({"deployments:write"})
 
-_LEAST_PEPPER_BYTES = 32
 _MOST_SHOWN = 40
 
 
@@ -94,19 +91,6 @@ class Revocation:
 
     sequence: int
     key_ids: tuple[KeyId, ...]
-
-
-class Pepper:
-    """Turns a key's digest into what is stored, so that the store alone proves no key."""
-
-    def __init__(self, secret: bytes) -> None:
-        if len(secret) < _LEAST_PEPPER_BYTES:
-            raise ValueError(f"the pepper must have at least {_LEAST_PEPPER_BYTES} bytes")
-        self._secret = secret
-
-    def apply(self, key_digest: bytes) -> bytes:
-        """Returns HMAC-SHA-256 of the digest under the pepper."""
-        return hmac.new(self._secret, key_digest, hashlib.sha256).digest()
 
 
 def granted_scopes(kind: KeyKind, asked: Iterable[str], issuer: Principal) -> frozenset[str]:

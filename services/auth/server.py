@@ -8,14 +8,19 @@ from pathlib import Path
 from bulkhead.auth.v1 import auth_service_pb2 as pb2
 from bulkhead.auth.v1.auth_service_pb2_grpc import add_AuthServiceServicer_to_server
 
+from services.auth.audit import AuditLog
 from services.auth.authenticator import LocalAuditor, LocalAuthenticator
-from services.auth.domain import Pepper
+from services.auth.deployments import Deployments
+from services.auth.keys import Keys
+from services.auth.minting import Mint
+from services.auth.pepper import Pepper
 from services.auth.revocations import RevocationFeed
 from services.auth.rpc import AuthRpc
 from services.auth.service import AuthService
 from services.auth.settings import Settings
+from services.auth.tenants import Tenants
 from services.shared.clock import utc_now
-from services.shared.postgres import open_database
+from services.shared.postgres import Database, open_database
 from services.shared.server import Registration, Service
 from services.shared.settings import UnusableFileError, read_file, secret_text
 
@@ -27,17 +32,10 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
     """Yields auth, ready to be served."""
     async with open_database(settings, "auth", _MIGRATIONS) as database:
         feed = RevocationFeed(database)
-        service = AuthService(
-            database,
-            _pepper(settings.pepper_file),
-            feed,
-            utc_now,
-            key_prefix=settings.key_prefix,
-            job_key_lifetime=settings.job_key_lifetime,
-        )
+        service = _service(settings, database, feed)
         operator_key = secret_text(settings.bootstrap_operator_key_file)
         if operator_key is not None:
-            await service.put_operator_key(operator_key)
+            await service.keys.put_operator_key(operator_key)
         feeding = asyncio.create_task(feed.run())
         try:
             yield Service(
@@ -56,6 +54,18 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
             feeding.cancel()
             with suppress(asyncio.CancelledError):
                 await feeding
+
+
+def _service(settings: Settings, database: Database, feed: RevocationFeed) -> AuthService:
+    pepper = _pepper(settings.pepper_file)
+    mint = Mint(pepper, settings.key_prefix)
+    return AuthService(
+        Tenants(database, mint),
+        Keys(database, mint, pepper, utc_now, job_key_lifetime=settings.job_key_lifetime),
+        Deployments(database),
+        AuditLog(database, utc_now),
+        feed,
+    )
 
 
 def _pepper(file: Path) -> Pepper:

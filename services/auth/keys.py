@@ -1,0 +1,111 @@
+"""What auth does with keys."""
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from services.auth import store
+from services.auth.domain import JOB_SCOPES, OPERATOR_SCOPES, IssuedKey, Key, NewKey, granted_scopes
+from services.auth.minting import Mint, write_key
+from services.auth.pepper import Pepper
+from services.shared.clock import Clock
+from services.shared.ids import DeploymentId, KeyId, TenantId, new_key_id, random_text
+from services.shared.keyformat import digest, hint
+from services.shared.postgres import Database
+from services.shared.principal import KeyKind, Principal
+
+_BOOTSTRAP = KeyId("key_bootstrap")
+
+
+class Keys:
+    """Keys: issued, revoked, listed, resolved, lent to jobs."""
+
+    def __init__(
+        self,
+        database: Database,
+        mint: Mint,
+        pepper: Pepper,
+        clock: Clock,
+        *,
+        job_key_lifetime: timedelta,
+    ) -> None:
+        self._database = database
+        self._mint = mint
+        self._pepper = pepper
+        self._clock = clock
+        self._job_key_lifetime = job_key_lifetime
+
+    async def issue(
+        self,
+        issuer: Principal,
+        request_id: str,
+        deployment_id: DeploymentId | None,
+        scopes: Sequence[str],
+        name: str,
+    ) -> IssuedKey:
+        """Returns a new key of the issuer's tenant, or of one of its deployments.
+
+        Raises:
+            NotFoundError: the deployment is not the tenant's.
+            AlreadyExistsError: the request was made before and its key is in use.
+        """
+        kind = KeyKind.TENANT if deployment_id is None else KeyKind.DEPLOYMENT
+        granted = granted_scopes(kind, scopes, issuer)
+        issued, key = self._mint.key(kind, deployment_id, granted, issuer.key_id, request_id, name)
+        async with self._database.tenant(issuer.tenant) as connection:
+            if deployment_id is not None:
+                await store.lock_deployment(connection, issuer.tenant, deployment_id)
+            return await write_key(connection, issuer.tenant, issued, key)
+
+    async def delegate(self, issuer: Principal, peer: str, purpose: str) -> IssuedKey:
+        """Returns a key with which a job of `peer` acts for the issuer's tenant."""
+        issued, key = self._mint.key(
+            KeyKind.JOB,
+            None,
+            JOB_SCOPES,
+            issuer.key_id,
+            f"job/{random_text()}",
+            purpose,
+            bound_peer=peer,
+            expires_at=self._clock() + self._job_key_lifetime,
+        )
+        async with self._database.tenant(issuer.tenant) as connection:
+            await store.delete_expired_jobs(connection, issuer.tenant)
+            return await write_key(connection, issuer.tenant, issued, key)
+
+    async def put_operator_key(self, key: str) -> None:
+        """Makes `key` the operator's."""
+        record = NewKey(
+            key_id=new_key_id(),
+            kind=KeyKind.OPERATOR,
+            deployment_id=None,
+            digest=self._pepper.apply(digest(key)),
+            hint=hint(key),
+            name="operator",
+            scopes=OPERATOR_SCOPES,
+            issued_by=_BOOTSTRAP,
+            request_id="bootstrap",
+        )
+        async with self._database.service() as connection:
+            await store.put_operator_key(connection, record)
+
+    async def revoke(self, tenant_id: TenantId, key_id: KeyId) -> datetime:
+        """Revokes the key; returns since when it is revoked."""
+        async with self._database.tenant(tenant_id) as connection:
+            return await store.revoke_key(connection, tenant_id, key_id)
+
+    async def page(
+        self,
+        tenant_id: TenantId,
+        deployment_id: DeploymentId | None,
+        after: tuple[datetime, str] | None,
+        limit: int,
+    ) -> list[Key]:
+        """Returns the tenant's keys, newest first."""
+        async with self._database.tenant(tenant_id) as connection:
+            return await store.list_keys(connection, tenant_id, deployment_id, after, limit)
+
+    async def resolve(self, digests: Sequence[bytes]) -> tuple[int, list[Principal | None]]:
+        """Returns the last revocation taken into account, and whose each key is."""
+        peppered = [self._pepper.apply(key_digest) for key_digest in digests]
+        async with self._database.service() as connection:
+            return await store.resolve_keys(connection, peppered)

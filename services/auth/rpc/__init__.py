@@ -1,0 +1,11 @@
+"""auth.proto to the domain and back, a file a subject."""
+
+from services.auth.rpc.audit import AuditRpc
+from services.auth.rpc.deployments import DeploymentsRpc
+from services.auth.rpc.keys import KeysRpc
+from services.auth.rpc.tenants import TenantsRpc
+from services.auth.rpc.watchers import WatchersRpc
+
+
+class AuthRpc(TenantsRpc, KeysRpc, DeploymentsRpc, WatchersRpc, AuditRpc):
+    """Every method of `AuthService`."""

@@ -1,0 +1,86 @@
+"""Keys over the wire."""
+
+from typing import Any
+
+from bulkhead.auth.v1 import auth_service_pb2 as pb2
+
+from services.auth.rpc.messages import (
+    MOST_NAME,
+    issued_message,
+    key_message,
+    read_deployment_id,
+    read_request_id,
+    resolution_message,
+    timestamp,
+)
+from services.auth.rpc.part import Part
+from services.shared.errors import InvalidFieldError
+from services.shared.fields import text
+from services.shared.ids import KeyId
+from services.shared.paging import next_page_token, page_position, page_size
+from services.shared.principal import current_caller, current_principal
+
+_MOST_SCOPES = 32
+_MOST_DIGESTS = 256
+_DIGEST_BYTES = 32
+
+
+class KeysRpc(Part):
+    """Keys: issued, revoked, listed, resolved, lent to jobs."""
+
+    async def IssueKey(self, request: pb2.IssueKeyRequest, context: Any) -> pb2.IssueKeyResponse:
+        if len(request.scopes) > _MOST_SCOPES:
+            raise InvalidFieldError("scopes", f"must be at most {_MOST_SCOPES}")
+        issued = await self._service.keys.issue(
+            current_principal(),
+            read_request_id(request.request_id),
+            read_deployment_id(request.deployment_id),
+            request.scopes,
+            text("name", request.name, least=0, most=MOST_NAME),
+        )
+        return issued_message(issued)
+
+    async def RevokeKey(self, request: pb2.RevokeKeyRequest, context: Any) -> pb2.RevokeKeyResponse:
+        key_id = KeyId(text("key_id", request.key_id, most=MOST_NAME))
+        revoked_at = await self._service.keys.revoke(current_principal().tenant, key_id)
+        return pb2.RevokeKeyResponse(key_id=key_id, revoke_time=timestamp(revoked_at))
+
+    async def ListKeys(self, request: pb2.ListKeysRequest, context: Any) -> pb2.ListKeysResponse:
+        tenant_id = current_principal().tenant
+        size = page_size(request.page_size)
+        # Another filter is another list.
+        list_name = f"keys {request.deployment_id}"
+        keys = await self._service.keys.page(
+            tenant_id,
+            read_deployment_id(request.deployment_id),
+            page_position(list_name, tenant_id, request.page_token),
+            size + 1,
+        )
+        positions = [(key.created_at, key.key_id) for key in keys]
+        return pb2.ListKeysResponse(
+            keys=[key_message(key) for key in keys[:size]],
+            next_page_token=next_page_token(list_name, tenant_id, positions, size),
+        )
+
+    async def ResolveKeys(
+        self, request: pb2.ResolveKeysRequest, context: Any
+    ) -> pb2.ResolveKeysResponse:
+        if not 1 <= len(request.digests) <= _MOST_DIGESTS:
+            raise InvalidFieldError("digests", f"must be 1 to {_MOST_DIGESTS}")
+        if any(len(digest) != _DIGEST_BYTES for digest in request.digests):
+            raise InvalidFieldError("digests", f"must have {_DIGEST_BYTES} bytes each")
+        sequence, principals = await self._service.keys.resolve(request.digests)
+        return pb2.ResolveKeysResponse(
+            sequence=sequence,
+            resolutions=[resolution_message(principal) for principal in principals],
+        )
+
+    async def Delegate(self, request: pb2.DelegateRequest, context: Any) -> pb2.DelegateResponse:
+        caller = current_caller()
+        issued = await self._service.keys.delegate(
+            current_principal(), caller.peer, text("purpose", request.purpose, most=MOST_NAME)
+        )
+        response = pb2.DelegateResponse(key_id=issued.key_id, key=issued.key)
+        if issued.expires_at is not None:
+            response.expire_time.FromDatetime(issued.expires_at)
+        return response

@@ -1,0 +1,134 @@
+"""Messages of auth.proto from domain values, and domain values from fields."""
+
+import re
+from collections.abc import Mapping
+from datetime import datetime
+
+from bulkhead.auth.v1 import auth_service_pb2 as pb2
+from bulkhead.common.v1 import access_pb2
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from services.auth.domain import IssuedKey, Key, Tenant
+from services.shared.access import PLANS
+from services.shared.errors import InvalidFieldError
+from services.shared.fields import text
+from services.shared.ids import DeploymentId
+from services.shared.principal import KeyKind, Plan, Principal
+
+MOST_NAME = 100
+_MOST_REQUEST_ID = 64
+_DEPLOYMENT_ID = re.compile(r"dep_[0-9a-z]{26}")
+
+KIND_VALUES: Mapping[KeyKind, "access_pb2.KeyKind.ValueType"] = {
+    KeyKind.OPERATOR: access_pb2.KEY_KIND_OPERATOR,
+    KeyKind.TENANT: access_pb2.KEY_KIND_TENANT,
+    KeyKind.DEPLOYMENT: access_pb2.KEY_KIND_DEPLOYMENT,
+    KeyKind.CONNECTION: access_pb2.KEY_KIND_CONNECTION,
+    KeyKind.SESSION: access_pb2.KEY_KIND_SESSION,
+    KeyKind.JOB: access_pb2.KEY_KIND_JOB,
+}
+PLAN_VALUES: Mapping[Plan, "pb2.Plan.ValueType"] = {
+    Plan.FREE: pb2.PLAN_FREE,
+    Plan.PRO: pb2.PLAN_PRO,
+    Plan.SCALE: pb2.PLAN_SCALE,
+}
+
+
+def read_request_id(value: str) -> str:
+    """Returns the request's id.
+
+    Raises:
+        InvalidFieldError: it is empty, too long or not printable.
+    """
+    return text("request_id", value, most=_MOST_REQUEST_ID)
+
+
+def read_deployment_id(value: str) -> DeploymentId | None:
+    """Returns the deployment that is named; None when none is."""
+    if not value:
+        return None
+    return DeploymentId(text("deployment_id", value, most=MOST_NAME))
+
+
+def read_new_deployment_id(value: str) -> DeploymentId:
+    """Returns the id of a deployment that may be new.
+
+    Raises:
+        InvalidFieldError: it has not the form of one.
+    """
+    if not _DEPLOYMENT_ID.fullmatch(value):
+        raise InvalidFieldError("deployment_id", "must be dep_ and 26 base-32 characters")
+    return DeploymentId(value)
+
+
+def read_plan(value: "pb2.Plan.ValueType") -> Plan:
+    """Returns the plan; unspecified is free.
+
+    Raises:
+        InvalidFieldError: it is none.
+    """
+    try:
+        return PLANS[value]
+    except KeyError:
+        raise InvalidFieldError("plan", "is not a plan; use FREE, PRO or SCALE") from None
+
+
+def timestamp(at: datetime) -> Timestamp:
+    """Returns the time as a message."""
+    message = Timestamp()
+    message.FromDatetime(at)
+    return message
+
+
+def tenant_message(tenant: Tenant) -> pb2.Tenant:
+    """Returns the tenant as a message."""
+    return pb2.Tenant(
+        tenant_id=tenant.tenant_id,
+        name=tenant.name,
+        plan=PLAN_VALUES[tenant.plan],
+        create_time=timestamp(tenant.created_at),
+    )
+
+
+def issued_message(issued: IssuedKey) -> pb2.IssueKeyResponse:
+    """Returns the issued key as an answer."""
+    return pb2.IssueKeyResponse(
+        key_id=issued.key_id,
+        key=issued.key,
+        kind=KIND_VALUES[issued.kind],
+        deployment_id=issued.deployment_id or "",
+        scopes=sorted(issued.scopes),
+    )
+
+
+def key_message(key: Key) -> pb2.Key:
+    """Returns the key as a message."""
+    return pb2.Key(
+        key_id=key.key_id,
+        kind=KIND_VALUES[key.kind],
+        deployment_id=key.deployment_id or "",
+        name=key.name,
+        scopes=sorted(key.scopes),
+        hint=key.hint,
+        create_time=timestamp(key.created_at),
+        revoke_time=timestamp(key.revoked_at) if key.revoked_at is not None else None,
+    )
+
+
+def resolution_message(principal: Principal | None) -> pb2.Resolution:
+    """Returns whose a key is as a message."""
+    if principal is None:
+        return pb2.Resolution()
+    expires_at = principal.expires_at
+    return pb2.Resolution(
+        principal=pb2.Principal(
+            key_id=principal.key_id,
+            kind=KIND_VALUES[principal.kind],
+            tenant_id=principal.tenant_id or "",
+            deployment_id=principal.deployment_id or "",
+            scopes=sorted(principal.scopes),
+            plan=PLAN_VALUES[principal.plan],
+            expire_time=timestamp(expires_at) if expires_at is not None else None,
+            bound_peer=principal.bound_peer or "",
+        )
+    )
