@@ -86,6 +86,21 @@ class Tenants(AuthServiceServicer):
         await asyncio.Event().wait()
 
 
+class Restless(Tenants):
+    """Whose stream is always in the middle of a message."""
+
+    def __init__(self, body: Callable[[], Awaitable[None]]) -> None:
+        super().__init__(body)
+        self.writes = asyncio.Event()
+
+    async def WatchRevocations(  # noqa: N802
+        self, request: pb2.WatchRevocationsRequest, context: Any
+    ) -> AsyncIterator[pb2.WatchRevocationsResponse]:
+        self.writes.set()
+        while True:
+            yield pb2.WatchRevocationsResponse(sequence=1)
+
+
 def tenants_double(body: Callable[[], Awaitable[None]]) -> Tenants:
     return Tenants(body)  # type: ignore[abstract]  # the tests call two of its methods
 
@@ -205,6 +220,28 @@ async def test_draining_ends_streams_at_once_and_tells_them_to_call_again(
             await stack.__aexit__(None, None, None)
         with expect_refused("UNAVAILABLE", "DEPENDENCY_UNAVAILABLE"):
             await anext(events)
+
+
+async def test_draining_ends_a_stream_in_the_middle_of_its_first_message(
+    pki: dict[str, Paths],
+) -> None:
+    for _ in range(10):
+        restless = Restless(nothing)  # type: ignore[abstract]
+        stack = served(pki, restless, grace_seconds=60.0)
+        running = await stack.__aenter__()
+        async with running.channel("app_proxy") as channel:
+            stream = AuthServiceStub(channel).WatchRevocations(pb2.WatchRevocationsRequest())
+            reading = asyncio.create_task(read_to_the_end(aiter(stream)))
+            async with asyncio.timeout(30):
+                await restless.writes.wait()
+                await stack.__aexit__(None, None, None)
+            with expect_refused("UNAVAILABLE", "DEPENDENCY_UNAVAILABLE"):
+                await reading
+
+
+async def read_to_the_end(events: AsyncIterator[pb2.WatchRevocationsResponse]) -> None:
+    async for _ in events:
+        pass
 
 
 async def test_a_handler_cancelled_by_the_grace_period_has_run_its_finally(

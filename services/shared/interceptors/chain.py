@@ -2,8 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
-from typing import Any
+from contextlib import AsyncExitStack, aclosing, contextmanager
+from typing import Any, Final
 
 import grpc
 from bulkhead.common.v1.access_pb2 import Access
@@ -12,6 +12,8 @@ from services.shared.errors import UnavailableError
 from services.shared.interceptors.call import Call, Interceptor
 
 Handler = Callable[[Any, Any], Any]
+
+_END: Final = object()
 
 
 class Chain(grpc.aio.ServerInterceptor):
@@ -25,7 +27,8 @@ class Chain(grpc.aio.ServerInterceptor):
         self._access = access
         self._interceptors = interceptors
         self._in_flight: set[asyncio.Task[Any]] = set()
-        self._streams: set[asyncio.Task[Any]] = set()
+        # Streams that wait for their next message; those that write one are not among them.
+        self._resting: set[asyncio.Task[Any]] = set()
         self._draining = False
 
     async def intercept_service(
@@ -69,31 +72,37 @@ class Chain(grpc.aio.ServerInterceptor):
         # It writes instead of yielding: so it ends inside its own task when the caller leaves,
         # not whenever a forgotten generator is collected.
         async def surrounded(request: Any, context: Any) -> None:
-            with _member(self._in_flight), _member(self._streams):
+            with _member(self._in_flight):
                 call = _call(method, access, request, context)
                 async with AsyncExitStack() as stack:
                     for interceptor in self._interceptors:
                         await stack.enter_async_context(interceptor(call))
-                    await stack.enter_async_context(self._ends_with_drain())
                     responses = await stack.enter_async_context(aclosing(handler(request, context)))
-                    async for response in responses:
+                    async for response in self._until_drain(responses):
                         await context.write(response)
 
         return surrounded
 
-    @asynccontextmanager
-    async def _ends_with_drain(self) -> AsyncIterator[None]:
-        try:
-            yield
-        except asyncio.CancelledError:
-            if self._draining:
-                raise UnavailableError("this server is stopping; call again") from None
-            raise
+    async def _until_drain(self, responses: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        # Drained between messages only: grpc loses a call whose first write is cancelled, since it
+        # then sends the initial metadata twice, and so never its status.
+        while not self._draining:
+            try:
+                with _member(self._resting):
+                    response = await anext(responses, _END)
+            except asyncio.CancelledError:
+                if self._draining:
+                    break
+                raise
+            if response is _END:
+                return
+            yield response
+        raise UnavailableError("this server is stopping; call again")
 
     def end_streams(self) -> None:
         """Ends every open stream with UNAVAILABLE; none would end by itself."""
         self._draining = True
-        for task in self._streams:
+        for task in self._resting:
             task.cancel()
 
     async def idle(self) -> None:
