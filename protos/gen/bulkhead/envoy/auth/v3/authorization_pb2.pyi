@@ -244,6 +244,7 @@ class OkHttpResponse(_message.Message):
 
     HEADERS_FIELD_NUMBER: _builtins.int
     HEADERS_TO_REMOVE_FIELD_NUMBER: _builtins.int
+    RESPONSE_HEADERS_TO_ADD_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def headers(self) -> _containers.RepeatedCompositeFieldContainer[Global___HeaderValueOption]:
         """Set on the request before it is forwarded."""
@@ -252,15 +253,20 @@ class OkHttpResponse(_message.Message):
     def headers_to_remove(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Taken off the request before it is forwarded."""
 
+    @_builtins.property
+    def response_headers_to_add(self) -> _containers.RepeatedCompositeFieldContainer[Global___HeaderValueOption]:
+        """Set on the answer, whoever gives it."""
+
     def __init__(
         self,
         *,
         headers: _abc.Iterable[Global___HeaderValueOption] | None = ...,
         headers_to_remove: _abc.Iterable[_builtins.str] | None = ...,
+        response_headers_to_add: _abc.Iterable[Global___HeaderValueOption] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["headers", b"headers", "headers_to_remove", b"headers_to_remove"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["headers", b"headers", "headers_to_remove", b"headers_to_remove", "response_headers_to_add", b"response_headers_to_add"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
