@@ -15,7 +15,7 @@ from deploy.local.foreground import ended_by_signals, parse_overrides
 from deploy.local.layout import Layout
 from deploy.local.programs import Options, Overrides
 from deploy.local.stack import Addresses, Stack
-from deploy.local.story import evidence, preparation, refusals, work
+from deploy.local.story import evidence, keys, preparation, refusals, work
 from deploy.local.story.command_line import CommandLine
 from deploy.local.story.scene import Scene
 from deploy.local.story.stage import Stage, Surprise
@@ -73,8 +73,10 @@ async def _story(scene: Scene) -> None:
         await refusals.at_the_door(scene, acme, globex)
         await refusals.at_the_api(scene, acme, globex)
         reader = await refusals.without_scope(scene, acme)
-    with step("A revoked key opens nothing"):
-        await refusals.revoked(scene, reader)
+    with step("A key is rotated: both work until the grace period ends, here early"):
+        acme = await keys.rotated(scene, acme)
+    with step("A revoked key opens nothing, from the very next request on"):
+        await keys.revoked(scene, reader)
     with step("Over the burst of the free plan"):
         await refusals.over_the_burst(scene, acme)
     with step("Two connection strings, two servers"):

@@ -98,6 +98,8 @@ async def test_the_demo_plays_to_its_end_and_leaves_nothing(home: Path) -> None:
         "Retry-After",
         "SCOPE_MISSING",
         "28P01",
+        "in its grace period",
+        "have forgotten it",
         "nothing surprised",
     ):
         assert words in output

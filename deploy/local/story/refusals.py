@@ -1,7 +1,6 @@
 """Each thing that must be refused, and the answer that it gets."""
 
 import asyncio
-from time import perf_counter
 
 import httpx2
 
@@ -11,12 +10,11 @@ from deploy.local.story.stage import Surprise
 from deploy.local.story.visitor import Visitor
 from deploy.local.story.work import INSERT
 
-_PATH = "/llms.txt"
+PATH = "/llms.txt"
+KEY_INVALID = "KEY_INVALID"
 # More than the free plan admits at once, and than it refills while they are answered.
 _FLOOD = 60
 _MOST_FLOODS = 5
-# How soon a revoked key must be refused (seconds).
-_FORGOTTEN_SECONDS = 1.0
 _OK, _UNAUTHENTICATED, _UNKNOWN, _TOO_MANY = 200, 401, 404, 429
 
 
@@ -25,15 +23,15 @@ async def at_the_door(scene: Scene, here: Deployment, elsewhere: Deployment) -> 
     name, other = here.tenant.name, elsewhere.tenant.name
     attempts = (
         ("no key", here.host, "", _UNAUTHENTICATED, "KEY_MISSING"),
-        (f"{other}'s key at {name}'s host", here.host, elsewhere.key, 401, "KEY_INVALID"),
-        (f"{name}'s key at {other}'s host", elsewhere.host, here.key, 401, "KEY_INVALID"),
-        (f"{name}'s admin key at its host", here.host, here.tenant.key, 401, "KEY_INVALID"),
+        (f"{other}'s key at {name}'s host", here.host, elsewhere.key, 401, KEY_INVALID),
+        (f"{name}'s key at {other}'s host", elsewhere.host, here.key, 401, KEY_INVALID),
+        (f"{name}'s admin key at its host", here.host, here.tenant.key, 401, KEY_INVALID),
         ("a good key at an unknown host", f"un{here.host}", here.key, _UNKNOWN, ""),
     )
     for what, host, key, status, reason in attempts:
         async with scene.visit(host, key) as visitor:
-            answer = await visitor.get(_PATH)
-        _check(scene, what, status, answer, reason)
+            answer = await visitor.get(PATH)
+        check_refusal(scene, what, status, answer, reason)
 
 
 async def at_the_api(scene: Scene, here: Deployment, elsewhere: Deployment) -> None:
@@ -61,33 +59,18 @@ async def without_scope(scene: Scene, here: Deployment) -> Deployment:
     return reader
 
 
-async def revoked(scene: Scene, reader: Deployment) -> None:
-    """Revokes a key that is in use, and shows how soon it opens nothing."""
-    async with scene.visit(reader.host, reader.key) as visitor:
-        before = await visitor.get(_PATH)
-        scene.stage.check("the key, before it is revoked", _OK, before.status_code)
-        outcome = await scene.bulkhead.done("key", "revoke", reader.key_id, key=reader.tenant.key)
-        scene.stage.command(reader.tenant.name, outcome.line)
-        returned = perf_counter()
-        answer = await visitor.get(_PATH)
-        while answer.status_code == _OK and perf_counter() - returned < _FORGOTTEN_SECONDS:
-            answer = await visitor.get(_PATH)
-        milliseconds = (perf_counter() - returned) * 1_000
-    _check(scene, "the key, revoked", _UNAUTHENTICATED, answer, "KEY_INVALID", milliseconds)
-
-
 async def over_the_burst(scene: Scene, here: Deployment) -> None:
     """Sends more at once than the plan admits; what was refused burnt none of the month."""
     async with scene.visit(here.host, here.key) as visitor:
         answers = await _flood(visitor)
         refused = next(answer for answer in answers if answer.status_code == _TOO_MANY)
-        _check(scene, f"{len(answers)} requests at once", _TOO_MANY, refused, "")
+        check_refusal(scene, f"{len(answers)} requests at once", _TOO_MANY, refused, "")
         admitted = sum(answer.status_code == _OK for answer in answers)
         wait = int(refused.headers["retry-after"])
         turned = len(answers) - admitted
         scene.stage.say(f"{admitted} were served, {turned} refused. Waiting {wait} s, as told …")
         await asyncio.sleep(wait)
-        after = await visitor.get(_PATH)
+        after = await visitor.get(PATH)
     scene.stage.check("the next request, after Retry-After", _OK, after.status_code)
     outcome = await scene.bulkhead.done("usage", "--deployment", here.deployment_id, key=here.key)
     scene.stage.command("agent", outcome.line)
@@ -107,7 +90,7 @@ async def _flood(visitor: Visitor) -> list[httpx2.Response]:
         Surprise: a neighbour of 200 and 429 came, or no 429 at all.
     """
     for _ in range(_MOST_FLOODS):
-        answers = await asyncio.gather(*(visitor.get(_PATH) for _ in range(_FLOOD)))
+        answers = await asyncio.gather(*(visitor.get(PATH) for _ in range(_FLOOD)))
         statuses = {answer.status_code for answer in answers}
         if strange := statuses - {_OK, _TOO_MANY}:
             raise Surprise(f"a flood of requests: expected 200 or 429, got {sorted(strange)}")
@@ -116,21 +99,18 @@ async def _flood(visitor: Visitor) -> list[httpx2.Response]:
     raise Surprise(f"{_MOST_FLOODS} times {_FLOOD} requests at once: none was refused")
 
 
-def _check(
+def check_refusal(
     scene: Scene,
     what: str,
     status: int,
     answer: httpx2.Response,
     reason: str,
-    milliseconds: float | None = None,
 ) -> None:
     """Checks the status, and that the body is a problem (RFC 9457) of the same status."""
     problem = answer.json() if "problem+json" in answer.headers.get("content-type", "") else {}
     words = [str(problem.get("reason", "no problem document"))]
     if status == _TOO_MANY:
         words.append(f"Retry-After: {answer.headers.get('retry-after', 'missing')}")
-    if milliseconds is not None:
-        words.append(f"{milliseconds:.0f} ms later")
     scene.stage.check(what, status, answer.status_code, ", ".join(words))
     if problem.get("status") != status or (reason and problem.get("reason") != reason):
         raise Surprise(f"{what}: expected a problem {status} {reason}, got {problem}")
