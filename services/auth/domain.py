@@ -1,11 +1,11 @@
 """Tenants, keys and scopes: the rules, without any store."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
 from services.shared.errors import InvalidFieldError, PermissionDeniedError, Reason
-from services.shared.ids import AuditEventId, DeploymentId, KeyId, TenantId
+from services.shared.ids import DeploymentId, KeyId, TenantId
 from services.shared.principal import KeyKind, Plan, Principal, permits
 
 OPERATOR_SCOPES = frozenset({"tenants:write"})
@@ -70,19 +70,6 @@ class IssuedKey:
     deployment_id: DeploymentId | None
     scopes: frozenset[str]
     expires_at: datetime | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class AuditEvent:
-    """One recorded call."""
-
-    event_id: AuditEventId
-    at: datetime
-    key_id: KeyId
-    peer: str
-    method: str
-    resources: Mapping[str, str]
-    trace_id: str
 
 
 @dataclass(frozen=True, slots=True)

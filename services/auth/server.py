@@ -63,7 +63,7 @@ def _service(settings: Settings, database: Database, feed: RevocationFeed) -> Au
         Tenants(database, mint),
         Keys(database, mint, pepper, utc_now, job_key_lifetime=settings.job_key_lifetime),
         Deployments(database),
-        AuditLog(database, utc_now),
+        AuditLog(database),
         feed,
     )
 

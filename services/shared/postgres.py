@@ -24,6 +24,8 @@ Connection: TypeAlias = (
 _CONNECT_TIMEOUT_SECONDS = 3.0
 _ACQUIRE_TIMEOUT_SECONDS = 3.0
 _COMMAND_TIMEOUT_SECONDS = 10.0
+# A migration may write every row anew; other replicas wait for it meanwhile.
+_MIGRATION_TIMEOUT_SECONDS = 3_600.0
 _RECONNECT_SECONDS = 0.2
 _MIGRATION_NAME = re.compile(r"(\d{4})_[a-z0-9_]+\.sql")
 # "bulkhead" in ASCII: the lock under which migrations are applied.
@@ -256,7 +258,9 @@ async def migrate(connection: Connection, folder: Path) -> None:
     """
     migrations = read_migrations(folder)
     async with connection.transaction():
-        await connection.execute("SELECT pg_advisory_xact_lock($1)", _MIGRATION_LOCK)
+        await connection.execute(
+            "SELECT pg_advisory_xact_lock($1)", _MIGRATION_LOCK, timeout=_MIGRATION_TIMEOUT_SECONDS
+        )
         await connection.execute(
             "CREATE TABLE IF NOT EXISTS schema_migrations ("
             " version integer PRIMARY KEY, name text NOT NULL, checksum text NOT NULL,"
@@ -278,7 +282,7 @@ def _verify(migrations: list[Migration], applied: dict[int, str]) -> None:
 
 
 async def _apply(connection: Connection, migration: Migration) -> None:
-    await connection.execute(migration.sql)
+    await connection.execute(migration.sql, timeout=_MIGRATION_TIMEOUT_SECONDS)
     await connection.execute(
         "INSERT INTO schema_migrations (version, name, checksum) VALUES ($1, $2, $3)",
         migration.version,

@@ -1,12 +1,14 @@
 """The audit log over the wire."""
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from bulkhead.auth.v1 import auth_service_pb2 as pb2
+from google.protobuf.timestamp_pb2 import Timestamp
 
+from services.auth.audit_events import AuditEvent, Filter, recordable
 from services.auth.authenticator import current_trace_id
-from services.auth.domain import AuditEvent
 from services.auth.rpc.messages import MOST_NAME, timestamp
 from services.auth.rpc.part import Part
 from services.shared.errors import InvalidFieldError
@@ -14,7 +16,6 @@ from services.shared.fields import text
 from services.shared.paging import next_page_token, page_position, page_size
 from services.shared.principal import current_principal
 
-_AUDIT_LIST = "audit"
 _MOST_METHOD = 200
 _MOST_RESOURCES = 32
 
@@ -27,13 +28,19 @@ class AuditRpc(Part):
     ) -> pb2.ListAuditEventsResponse:
         tenant_id = current_principal().tenant
         size = page_size(request.page_size)
-        events = await self._service.audit.page(
-            tenant_id, page_position(_AUDIT_LIST, tenant_id, request.page_token), size + 1
+        wanted = _filter(request)
+        # Another filter is another list.
+        list_name = f"audit {wanted}"
+        after = page_position(list_name, tenant_id, request.page_token)
+        page = await self._service.audit.page(
+            tenant_id, wanted, after[1] if after else None, size + 1
         )
-        positions = [(event.at, event.event_id) for event in events]
+        positions = [(event.at, event.event_id) for event in page.events]
         return pb2.ListAuditEventsResponse(
-            events=[audit_event_message(event) for event in events[:size]],
-            next_page_token=next_page_token(_AUDIT_LIST, tenant_id, positions, size),
+            events=[audit_event_message(event) for event in page.events[:size]],
+            next_page_token=next_page_token(list_name, tenant_id, positions, size),
+            head_sequence=page.head_sequence,
+            head_hash=page.head_hash,
         )
 
     async def RecordAuditEvent(
@@ -53,15 +60,26 @@ def _resources(value: Mapping[str, str]) -> Mapping[str, str]:
     if len(value) > _MOST_RESOURCES:
         raise InvalidFieldError("resources", f"must be at most {_MOST_RESOURCES}")
     return {
-        text("resources", kind, most=MOST_NAME): text(
-            "resources", _printable(name), least=0, most=MOST_NAME
-        )
-        for kind, name in value.items()
+        text("resources", kind, most=MOST_NAME): text("resources", named, least=0, most=MOST_NAME)
+        for kind, named in recordable(value).items()
     }
 
 
-def _printable(value: str) -> str:
-    return "".join(character if character.isprintable() else "�" for character in value)
+def _filter(request: pb2.ListAuditEventsRequest) -> Filter:
+    return Filter(
+        method=text("method", request.method, least=0, most=_MOST_METHOD) or None,
+        key_id=text("key_id", request.key_id, least=0, most=MOST_NAME) or None,
+        resource_id=text("resource_id", request.resource_id, least=0, most=MOST_NAME) or None,
+        start=_moment("start_time", request.start_time) if request.HasField("start_time") else None,
+        end=_moment("end_time", request.end_time) if request.HasField("end_time") else None,
+    )
+
+
+def _moment(field: str, value: Timestamp) -> datetime:
+    try:
+        return value.ToDatetime(UTC)
+    except (ValueError, OverflowError) as error:
+        raise InvalidFieldError(field, "is not a time between the years 1 and 9999") from error
 
 
 def audit_event_message(event: AuditEvent) -> pb2.AuditEvent:
@@ -74,4 +92,8 @@ def audit_event_message(event: AuditEvent) -> pb2.AuditEvent:
         method=event.method,
         resources=dict(event.resources),
         trace_id=event.trace_id,
+        sequence=event.sequence,
+        previous_hash=event.previous_hash,
+        hash=event.hash,
+        reason=event.reason,
     )
