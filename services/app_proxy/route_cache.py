@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-import redis.asyncio
+from redis.asyncio.cluster import RedisCluster
 
 from services.app_proxy.routes import Remembered, Route, RouteState
 from services.shared.coalesce import Coalescer
 from services.shared.ids import DeploymentId, TenantId
-from services.shared.redis import valkey_errors
+from services.shared.redis import Valkey, valkey_errors
 
 _NOBODY = b"-"
 
@@ -25,7 +25,7 @@ class ValkeyRouteCache:
 
     def __init__(
         self,
-        valkey: redis.asyncio.Redis,
+        valkey: Valkey,
         *,
         seconds: int,
         unknown_seconds: int,
@@ -38,7 +38,7 @@ class ValkeyRouteCache:
         self._read: Coalescer[str, Remembered | None] = Coalescer(self._read_all, flights=1)
 
     async def look_up(self, host: str) -> Remembered | None:
-        """Returns what is remembered of `host`; concurrent look-ups travel as one MGET.
+        """Returns what is remembered of `host`; concurrent look-ups travel as one.
 
         Raises:
             UnavailableError: Valkey is away.
@@ -67,8 +67,12 @@ class ValkeyRouteCache:
             await self._valkey.get(_key("health"))
 
     async def _read_all(self, hosts: Sequence[str]) -> list[Remembered | None]:
+        keys = [_key(host) for host in hosts]
         with valkey_errors():
-            values = await self._valkey.mget([_key(host) for host in hosts])
+            if isinstance(self._valkey, RedisCluster):
+                values = await self._valkey.mget_nonatomic(keys)
+            else:
+                values = await self._valkey.mget(keys)
         return [_unpacked(host, value) for host, value in zip(hosts, values, strict=True)]
 
 

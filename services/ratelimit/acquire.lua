@@ -1,116 +1,192 @@
--- Takes calls of one deployment: its burst ceiling (GCRA) and its quota of the UTC calendar month
--- are decided together, all or nothing. The rule is `decide` in domain.py; a test compares them.
+-- Takes or leases calls of many deployments: of each, its burst ceiling (GCRA) and its quota of the
+-- UTC calendar month are decided together. A take gets all of its cost or nothing, a lease as many
+-- calls as there are. The rules are `decide` in domain.py and `lease` in leases.py; a test compares.
 --
--- KEYS[1]  limit:{<deployment>}:gcra   "<arrival_us> <interval_us>", gone once it is worked off
---          limit:{<deployment>}:<yyyy-mm>   calls admitted in that month; its name comes from the
---          server's clock, so it is built here. The hash tag keeps both keys in one slot.
--- ARGV[1]  microseconds that one call takes up
--- ARGV[2]  calls that may come at once
--- ARGV[3]  calls a month, -1 without a limit
--- ARGV[4]  cost: calls to take; 0 takes none and writes nothing
--- ARGV[5]  now in microseconds; only tests choose it
+-- KEYS   two per deployment:
+--        limit:{NN}:<deployment>:gcra       the bucket, see bucket.lua
+--        limit:{NN}:<deployment>:<yyyy-mm>  calls admitted in the month; those on lease count
+--        On a cluster all have one NN, so they lie in one slot.
+-- ARGV   1    now in microseconds; '' for the server's own clock: only tests choose it
+--        2,3  when the month begins and ends. If now is not in it, nothing is decided.
+--        4    number of deployments D
+--        four per deployment: microseconds that one call takes up; calls that may come at once;
+--             calls a month, -1 without a limit; what the month counts from if it is not
+--             remembered, -1 if that was not asked yet
+--        three per item: number of its deployment, 1 to D; calls (0 takes none and tells);
+--             the lease's token, '' for a take
 --
--- Returns "<decision> <wait_us> <used> <burst_remaining> <now_us>": one line is read faster than
--- five numbers.
---   decision  0 allowed, 1 over the burst, 2 over the month
---   wait_us   until the same call would be allowed; -1 if it never will
---
--- Lua's numbers are doubles, exact up to 2^53 (9.0e15). The largest here are times, 1.8e15 in 2026
--- and exact until 2255. They are written with %.0f, since tostring() keeps 14 digits only.
+-- Returns now, and per item six numbers:
+--   decision   0 allowed, 1 over the burst, 2 over the month, 3 the month's count is not known
+--   granted    calls taken or leased
+--   wait_us    until the same would be allowed; -1 if it never will
+--   used       calls of the month
+--   remaining  calls that the burst would admit now
+--   reset_us   until it would admit the whole burst
 
-local DAY = 86400000000
 -- A month's count stays readable for a while after the month.
-local KEPT_DAYS = 40
+local KEPT = 40 * 86400000000
+-- Leases of one deployment at once.
+local MOST_LEASES = 64
 
-local interval = tonumber(ARGV[1])
-local burst = tonumber(ARGV[2])
-local monthly = tonumber(ARGV[3])
-local cost = tonumber(ARGV[4])
-
-local function server_now()
-  local time = redis.call('TIME')
-  return tonumber(time[1]) * 1000000 + tonumber(time[2])
+local now = time_now(ARGV[1])
+local month_ends = tonumber(ARGV[3])
+if now < tonumber(ARGV[2]) or now >= month_ends then
+  return { now }
 end
+local deployments = tonumber(ARGV[4])
 
--- Year, month and day of month of a day since 1970-01-01, after Howard Hinnant's
--- civil_from_days: years begin in March, so that the leap day is the last.
-local function civil(days)
-  local shifted = days + 719468
-  local era = math.floor(shifted / 146097)
-  local doe = shifted - era * 146097
-  local yoe = math.floor(
-    (doe - math.floor(doe / 1460) + math.floor(doe / 36524) - math.floor(doe / 146096)) / 365)
-  local doy = doe - (365 * yoe + math.floor(yoe / 4) - math.floor(yoe / 100))
-  local march_month = math.floor((5 * doy + 2) / 153)
-  local day = doy - math.floor((153 * march_month + 2) / 5) + 1
-  local month = march_month < 10 and march_month + 3 or march_month - 9
-  local year = yoe + era * 400 + (month <= 2 and 1 or 0)
-  return year, month, day
-end
-
-local function days_in(year, month)
-  if month == 2 then
-    local leap = year % 4 == 0 and (year % 100 ~= 0 or year % 400 == 0)
-    return leap and 29 or 28
+-- A bucket filled at another rate keeps its number of calls. What no clock that only goes forward
+-- could have written is bounded.
+local function present(stored, interval, burst)
+  local bucket = parsed(stored, now) or { arrival = now, interval = interval, leases = {}, held = 0 }
+  local owed = math.max(0, bucket.arrival - now)
+  if bucket.interval ~= interval then
+    owed = math.floor((owed + bucket.interval - 1) / bucket.interval) * interval
   end
-  return (month == 4 or month == 6 or month == 9 or month == 11) and 30 or 31
-end
-
-local now = tonumber(ARGV[5]) or server_now()
-local today = math.floor(now / DAY)
-local year, month, day = civil(today)
-local next_month = (today - day + 1 + days_in(year, month)) * DAY
-local month_key = string.gsub(KEYS[1], 'gcra$', '') .. string.format('%04d-%02d', year, month)
-
--- The backlog of admitted calls, in microseconds of this interval. A bucket filled at another
--- rate keeps its number of calls; one from before the clock was set back is bounded.
-local tolerance = burst * interval
-local owed = 0
-local stored = redis.call('GET', KEYS[1])
-if stored then
-  local arrival, stored_interval = string.match(stored, '^(%d+) (%d+)$')
-  stored_interval = tonumber(stored_interval)
-  owed = math.max(0, tonumber(arrival) - now)
-  if stored_interval ~= interval then
-    owed = math.floor((owed + stored_interval - 1) / stored_interval) * interval
+  bucket.interval = interval
+  bucket.arrival = now + math.min(owed, burst * interval)
+  for _, lease in ipairs(bucket.leases) do
+    lease.ends = math.min(lease.ends, now + HELD)
   end
-  owed = math.min(owed, tolerance)
-end
-local used = tonumber(redis.call('GET', month_key) or 0)
-
-local burst_wait = math.max(0, owed + cost * interval - tolerance)
-if cost > burst then
-  burst_wait = -1
+  return bucket
 end
 
-local month_wait = 0
-if monthly >= 0 and cost > 0 then
-  if cost > monthly then
-    month_wait = -1
-  elseif used + cost > monthly then
-    month_wait = next_month - now
+-- How long until `cost` calls fit, if nothing is given back; the caller has seen to it that they
+-- ever will.
+local function burst_wait(bucket, burst, cost)
+  local interval = bucket.interval
+  local room = (burst - cost) * interval
+  local arrival, held = bucket.arrival, bucket.held * interval
+  for _, lease in ipairs(bucket.leases) do
+    local fits = arrival - (room - held)
+    if held <= room and fits < lease.ends then
+      return math.max(0, fits - now)
+    end
+    arrival = math.max(arrival, lease.ends) + lease.calls * interval
+    held = held - lease.calls * interval
+  end
+  return math.max(0, arrival - room - now)
+end
+
+local function remaining(bucket, burst)
+  local owed = math.max(0, bucket.arrival - now)
+  return math.max(0, math.floor((burst * bucket.interval - owed) / bucket.interval) - bucket.held)
+end
+
+local function opened(number)
+  local at = 4 + 4 * (number - 1)
+  local key = 2 * number - 1
+  local stored = redis.call('MGET', KEYS[key], KEYS[key + 1])
+  local state = {
+    bucket_key = KEYS[key],
+    month_key = KEYS[key + 1],
+    burst = tonumber(ARGV[at + 2]),
+    monthly = tonumber(ARGV[at + 3]),
+    used = tonumber(stored[2] or nil),
+    bucket_changed = false,
+    month_changed = false,
+  }
+  if not state.used then
+    local floor = tonumber(ARGV[at + 4])
+    if floor < 0 then
+      return state
+    end
+    state.used = floor
+    state.month_changed = true
+  end
+  state.bucket = present(stored[1], tonumber(ARGV[at + 1]), state.burst)
+  return state
+end
+
+-- Returns decision and wait of a take of `cost` calls.
+local function decided(state, cost)
+  if cost == 0 then
+    return 0, 0
+  end
+  local for_burst = cost > state.burst and -1 or burst_wait(state.bucket, state.burst, cost)
+  local for_month = 0
+  if state.monthly >= 0 then
+    if cost > state.monthly then
+      for_month = -1
+    elseif state.used + cost > state.monthly then
+      for_month = month_ends - now
+    end
+  end
+  local wait = math.max(for_burst, for_month)
+  if for_burst < 0 or for_month < 0 then
+    wait = -1
+  end
+  return for_month ~= 0 and 2 or for_burst ~= 0 and 1 or 0, wait
+end
+
+local function take(state, cost)
+  local decision, wait = decided(state, cost)
+  if decision ~= 0 or cost == 0 then
+    return decision, 0, wait
+  end
+  local bucket = state.bucket
+  bucket.arrival = math.max(bucket.arrival, now) + cost * bucket.interval
+  state.used = state.used + cost
+  state.bucket_changed = true
+  state.month_changed = true
+  return 0, cost, 0
+end
+
+local function lease(state, wanted, token)
+  local bucket = state.bucket
+  local calls = math.min(wanted, remaining(bucket, state.burst))
+  if state.monthly >= 0 then
+    calls = math.min(calls, state.monthly - state.used)
+  end
+  if calls < 1 then
+    local decision, wait = decided(state, 1)
+    return decision, 0, wait
+  end
+  if #bucket.leases >= MOST_LEASES then
+    return 1, 0, bucket.leases[1].ends - now
+  end
+  table.insert(bucket.leases, { token = token, ends = now + HELD, calls = calls })
+  bucket.held = bucket.held + calls
+  state.used = state.used + calls
+  state.bucket_changed = true
+  state.month_changed = true
+  return 0, calls, 0
+end
+
+local states = {}
+for number = 1, deployments do
+  states[number] = opened(number)
+end
+
+local answer = { now }
+local size = 1
+local decision, granted, wait
+for at = 5 + 4 * deployments, #ARGV, 3 do
+  local state = states[tonumber(ARGV[at])]
+  local calls, token = tonumber(ARGV[at + 1]), ARGV[at + 2]
+  if not state.bucket then
+    decision, granted, wait = 3, 0, -1
+  elseif token == '' then
+    decision, granted, wait = take(state, calls)
+  else
+    decision, granted, wait = lease(state, calls, token)
+  end
+  answer[size + 1] = decision
+  answer[size + 2] = granted
+  answer[size + 3] = wait
+  answer[size + 4] = state.used or 0
+  answer[size + 5] = state.bucket and remaining(state.bucket, state.burst) or 0
+  answer[size + 6] = state.bucket and burst_wait(state.bucket, state.burst, state.burst) or 0
+  size = size + 6
+end
+
+for _, state in ipairs(states) do
+  if state.bucket_changed then
+    write(state.bucket_key, state.bucket, now)
+  end
+  if state.month_changed then
+    redis.call('SET', state.month_key, string.format('%.0f', state.used),
+      'PX', string.format('%.0f', math.ceil((month_ends - now + KEPT) / 1000)))
   end
 end
-
-local decision = 0
-if month_wait ~= 0 then
-  decision = 2
-elseif burst_wait ~= 0 then
-  decision = 1
-end
-
-if decision == 0 and cost > 0 then
-  owed = owed + cost * interval
-  used = used + cost
-  redis.call('SET', KEYS[1], string.format('%.0f %.0f', now + owed, interval),
-    'PX', string.format('%.0f', math.ceil(owed / 1000) + 1000))
-  redis.call('SET', month_key, string.format('%.0f', used),
-    'PX', string.format('%.0f', math.ceil((next_month - now + KEPT_DAYS * DAY) / 1000)))
-end
-
-local wait = math.max(burst_wait, month_wait)
-if burst_wait < 0 or month_wait < 0 then
-  wait = -1
-end
-return string.format('%d %.0f %.0f %.0f %.0f',
-  decision, wait, used, math.floor((tolerance - owed) / interval), now)
+return answer

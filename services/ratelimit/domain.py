@@ -1,16 +1,17 @@
 """What may be taken, and what is answered.
 
 `decide` is the rule that `acquire.lua` carries out next to the counters; a test proves that the
-two agree.
+two agree. The same rule for leases is in `leases.py`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import NamedTuple, Protocol
 
-from services.ratelimit.gcra import Bucket, Ceiling, backlog_us, remaining, wait_us
-from services.ratelimit.months import microseconds, moment, next_month
+from services.ratelimit.gcra import Bucket, Ceiling, present, remaining, taken, wait_us
+from services.ratelimit.months import Month, moment, month_at
 from services.shared.errors import InvalidFieldError
 from services.shared.ids import DeploymentId
 from services.shared.principal import Plan
@@ -40,16 +41,26 @@ class Limits:
 PlanLimits = Mapping[Plan, Limits]
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One presented key and the calls it asks for."""
+class MonthFloors(Protocol):
+    """Knows what was counted before Valkey lost it: the durable counts of months."""
+
+    async def floors(self, wanted: Sequence[DeploymentId], month: str) -> Sequence[int]:
+        """Returns per deployment the calls of `month` (as `2026-11`) known of, 0 for none.
+
+        Raises:
+            UnavailableError: that cannot be found out; then nothing is decided.
+        """
+        ...
+
+
+class Item(NamedTuple):
+    """One presented key and the calls it asks for. A tuple, since there is one for each call."""
 
     key_digest: bytes
     cost: int
 
 
-@dataclass(frozen=True, slots=True)
-class Take:
+class Take(NamedTuple):
     """Calls of one deployment under the limits of its plan; a cost of 0 only looks."""
 
     deployment_id: DeploymentId
@@ -65,19 +76,31 @@ class Counters:
     used: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """The answer to a take, and the counters after it.
+class Reading(NamedTuple):
+    """The answer to a take, and the counters after it; durations in microseconds.
 
-    `retry_after` is None when it was admitted, and when it can never be: it costs more than the
-    burst or the month holds.
+    `wait_us` is None when it was admitted, and when it can never be: it costs more than the burst
+    or the month holds. `used` are the calls of the month of `at_us`; those on lease count.
     """
 
     decision: Decision
-    retry_after: timedelta | None
+    wait_us: int | None
     used: int
     burst_remaining: int
-    at: datetime
+    # How long until the whole burst would be admitted again.
+    burst_reset_us: int
+    at_us: int
+    month: Month
+
+    @property
+    def retry_after(self) -> timedelta | None:
+        """How long to wait until the same take would be admitted."""
+        return None if self.wait_us is None else timedelta(microseconds=self.wait_us)
+
+    @property
+    def at(self) -> datetime:
+        """When it was decided."""
+        return moment(self.at_us)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,40 +123,49 @@ def checked_items(items: list[Item]) -> list[Item]:
     Raises:
         InvalidFieldError: too few, too many, a bad digest, or a cost outside 0 to 1,000,000.
     """
-    if not 1 <= len(items) <= MAX_ITEMS:
-        raise InvalidFieldError("items", f"must be 1 to {MAX_ITEMS}")
-    for index, item in enumerate(items):
-        if len(item.key_digest) != DIGEST_BYTES:
+    check_number(len(items))
+    for index, (key_digest, cost) in enumerate(items):
+        if len(key_digest) != DIGEST_BYTES:
             raise InvalidFieldError(f"items[{index}].key_digest", f"must have {DIGEST_BYTES} bytes")
-        if not 0 <= item.cost <= MAX_COST:
+        if not 0 <= cost <= MAX_COST:
             raise InvalidFieldError(f"items[{index}].cost", f"must be between 0 and {MAX_COST}")
     return items
 
 
+def check_number(items: int) -> None:
+    """Returns when there are 1 to 256 items.
+
+    Raises:
+        InvalidFieldError: there are too few or too many.
+    """
+    if not 1 <= items <= MAX_ITEMS:
+        raise InvalidFieldError("items", f"must be 1 to {MAX_ITEMS}")
+
+
 def decide(before: Counters, take: Take, now_us: int) -> tuple[Counters, Reading]:
     """Returns the counters after `take` and the answer: all of its cost, or nothing (P-05)."""
-    ceiling, cost = take.limits.ceiling, take.cost
-    owed = backlog_us(before.bucket, ceiling, now_us)
-    for_burst = wait_us(owed, ceiling, cost)
-    for_month = _month_wait_us(before.used, take.limits.monthly, cost, now_us)
+    ceiling, cost, month = take.limits.ceiling, take.cost, month_at(now_us)
+    bucket = present(before.bucket, ceiling, now_us)
+    for_burst = wait_us(bucket, ceiling, cost, now_us) if cost else 0
+    for_month = _month_wait_us(before.used, take.limits.monthly, cost, month.ends_us - now_us)
     decision = _decision(for_burst, for_month)
     after, used = before, before.used
     if decision is Decision.ALLOWED and cost:
-        owed += cost * ceiling.interval_us
+        bucket = taken(bucket, now_us, cost)
         used += cost
-        after = Counters(Bucket(now_us + owed, ceiling.interval_us), used)
-    wait = _retry_after(decision, for_burst, for_month)
-    return after, Reading(decision, wait, used, remaining(owed, ceiling), moment(now_us))
+        after = Counters(bucket, used)
+    wait = _wait(decision, for_burst, for_month)
+    reset = wait_us(bucket, ceiling, ceiling.burst, now_us) or 0
+    left = remaining(bucket, ceiling, now_us)
+    return after, Reading(decision, wait, used, left, reset, now_us, month)
 
 
-def _month_wait_us(used: int, monthly: int | None, cost: int, now_us: int) -> int | None:
+def _month_wait_us(used: int, monthly: int | None, cost: int, rest_us: int) -> int | None:
     if monthly is None or cost == 0:
         return 0
     if cost > monthly:
         return None
-    if used + cost <= monthly:
-        return 0
-    return microseconds(next_month(moment(now_us))) - now_us
+    return 0 if used + cost <= monthly else rest_us
 
 
 def _decision(for_burst: int | None, for_month: int | None) -> Decision:
@@ -143,9 +175,7 @@ def _decision(for_burst: int | None, for_month: int | None) -> Decision:
     return Decision.ALLOWED if for_burst == 0 else Decision.BURST_EXCEEDED
 
 
-def _retry_after(
-    decision: Decision, for_burst: int | None, for_month: int | None
-) -> timedelta | None:
+def _wait(decision: Decision, for_burst: int | None, for_month: int | None) -> int | None:
     if decision is Decision.ALLOWED or for_burst is None or for_month is None:
         return None
-    return timedelta(microseconds=max(for_burst, for_month))
+    return max(for_burst, for_month)

@@ -1,9 +1,30 @@
 """UTC calendar months, over which a plan's quota runs (P-05)."""
 
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Month:
+    """A month as `2026-11`, with its first moment and that of the next in microseconds."""
+
+    name: str
+    begins_us: int
+    ends_us: int
+
+    def holds(self, now_us: int) -> bool:
+        """Whether the moment lies in it."""
+        return self.begins_us <= now_us < self.ends_us
+
+
+def month_at(now_us: int) -> Month:
+    """Returns the month in UTC of the moment `now_us` microseconds after the epoch."""
+    at = moment(now_us)
+    begins = datetime(at.year, at.month, 1, tzinfo=UTC)
+    return Month(month_of(at), microseconds(begins), microseconds(next_month(at)))
 
 
 def moment(now_us: int) -> datetime:

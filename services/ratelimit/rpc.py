@@ -1,6 +1,5 @@
 """`bulkhead.ratelimit.v1` in the words of the domain."""
 
-from datetime import timedelta
 from typing import Any
 
 from bulkhead.ratelimit.v1 import ratelimit_service_pb2 as pb
@@ -15,13 +14,15 @@ from services.ratelimit.domain import (
     Usage,
     quota_remaining,
 )
-from services.ratelimit.months import month_of, next_month
+from services.ratelimit.gcra import LEASE_US, MICROSECONDS
+from services.ratelimit.leases import Grant, LeaseId, LeaseItem, Return
+from services.ratelimit.months import next_month
 from services.ratelimit.service import Ratelimit
 from services.shared.principal import current_principal
 
 
 class RatelimitServicer(RatelimitServiceServicer):
-    """Serves the two methods; the interceptors have checked access and turn errors into status."""
+    """Serves the methods; the interceptors have checked access and turn errors into status."""
 
     def __init__(self, ratelimit: Ratelimit) -> None:
         self._ratelimit = ratelimit
@@ -32,6 +33,19 @@ class RatelimitServicer(RatelimitServiceServicer):
         results = await self._ratelimit.acquire(items)
         return pb.AcquireResponse(results=[_result(result) for result in results])
 
+    async def Lease(self, request: pb.LeaseRequest, context: Any) -> pb.LeaseResponse:
+        """Returns one grant per item, in order."""
+        items = [LeaseItem(item.key_digest, item.calls) for item in request.items]
+        grants = await self._ratelimit.lease(items)
+        return pb.LeaseResponse(results=[_granted(grant) for grant in grants])
+
+    async def ReturnLease(
+        self, request: pb.ReturnLeaseRequest, context: Any
+    ) -> pb.ReturnLeaseResponse:
+        """Returns how many calls came back per item, in order."""
+        items = [Return(LeaseId(item.lease_id), item.unused) for item in request.items]
+        return pb.ReturnLeaseResponse(returned=await self._ratelimit.give_back(items))
+
     async def GetUsage(self, request: pb.GetUsageRequest, context: Any) -> pb.GetUsageResponse:
         """Returns what the deployment has used this month, and its limits."""
         usage = await self._ratelimit.usage(current_principal(), request.deployment_id)
@@ -40,13 +54,30 @@ class RatelimitServicer(RatelimitServiceServicer):
 
 def _result(result: tuple[Limits, Reading] | None) -> pb.AcquireResult:
     if result is None:
-        return pb.AcquireResult(decision=_decision(Decision.KEY_INVALID))
+        return pb.AcquireResult(decision=pb.DECISION_KEY_INVALID)
     limits, reading = result
     return pb.AcquireResult(
-        decision=_decision(reading.decision),
-        retry_after=_duration(reading.retry_after),
+        decision=_DECISIONS[reading.decision],
+        retry_after=_duration(reading.wait_us),
         quota_remaining=quota_remaining(limits, reading.used),
         burst_remaining=reading.burst_remaining,
+        burst=limits.ceiling.burst,
+        rate_per_second=limits.ceiling.rate_per_second,
+        burst_reset=_duration(reading.burst_reset_us),
+        quota=limits.monthly,
+        quota_reset=_duration(reading.month.ends_us - reading.at_us),
+    )
+
+
+def _granted(grant: Grant | None) -> pb.LeaseResult:
+    if grant is None:
+        return pb.LeaseResult(decision=pb.DECISION_KEY_INVALID)
+    return pb.LeaseResult(
+        decision=_DECISIONS[grant.reading.decision],
+        lease_id=grant.lease_id,
+        calls=grant.calls,
+        lifetime=_duration(LEASE_US) if grant.calls else None,
+        retry_after=_duration(grant.reading.wait_us),
     )
 
 
@@ -56,7 +87,7 @@ def _usage(usage: Usage) -> pb.GetUsageResponse:
     reset_time.FromDatetime(next_month(reading.at))
     return pb.GetUsageResponse(
         deployment_id=usage.deployment_id,
-        month=month_of(reading.at),
+        month=reading.month.name,
         used=reading.used,
         limit=limits.monthly,
         remaining=quota_remaining(limits, reading.used),
@@ -66,13 +97,16 @@ def _usage(usage: Usage) -> pb.GetUsageResponse:
     )
 
 
-def _decision(decision: Decision) -> pb.Decision.ValueType:
-    return pb.Decision.Value(f"DECISION_{decision.name}")
-
-
-def _duration(wait: timedelta | None) -> duration_pb2.Duration | None:
-    if wait is None:
+def _duration(microseconds: int | None) -> duration_pb2.Duration | None:
+    if microseconds is None:
         return None
-    duration = duration_pb2.Duration()
-    duration.FromTimedelta(wait)
-    return duration
+    seconds, rest = divmod(microseconds, MICROSECONDS)
+    return duration_pb2.Duration(seconds=seconds, nanos=rest * 1_000)
+
+
+_DECISIONS = {
+    Decision.ALLOWED: pb.DECISION_ALLOWED,
+    Decision.BURST_EXCEEDED: pb.DECISION_BURST_EXCEEDED,
+    Decision.QUOTA_EXCEEDED: pb.DECISION_QUOTA_EXCEEDED,
+    Decision.KEY_INVALID: pb.DECISION_KEY_INVALID,
+}

@@ -1,6 +1,6 @@
 """Composition root of the ratelimit service."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from bulkhead.ratelimit.v1 import ratelimit_service_pb2
@@ -10,9 +10,10 @@ from services.ratelimit.peers import AuthDeployments
 from services.ratelimit.rpc import RatelimitServicer
 from services.ratelimit.service import Ratelimit
 from services.ratelimit.settings import Settings
-from services.ratelimit.store import CounterStore, script_text
+from services.ratelimit.store import CounterStore
 from services.shared.access import RemoteAuditor, RemoteAuthenticator, open_key_resolver
 from services.shared.channel import open_channel
+from services.shared.ids import DeploymentId
 from services.shared.redis import open_valkey
 from services.shared.server import Registration, Service
 
@@ -25,7 +26,7 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
         open_channel(settings, "auth", settings.auth_target) as auth,
         open_key_resolver(auth) as keys,
     ):
-        counters = CounterStore(valkey, script_text(), settings.valkey_patience_seconds)
+        counters = CounterStore(valkey, NothingCounted(), settings.valkey_patience_seconds)
         ratelimit = Ratelimit(settings.plan_limits(), keys, counters, AuthDeployments(auth))
         yield Service(
             registrations=[_registration(ratelimit)],
@@ -34,6 +35,14 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
             # Not auth: where its answers are remembered, calls are decided without it.
             checks={"valkey": counters.check},
         )
+
+
+class NothingCounted:
+    """A month that Valkey does not remember counts from nothing."""
+
+    async def floors(self, wanted: Sequence[DeploymentId], month: str) -> list[int]:  # noqa: ARG002 the name is the protocol's
+        """Returns 0 per deployment."""
+        return [0] * len(wanted)
 
 
 def _registration(ratelimit: Ratelimit) -> Registration:

@@ -1,6 +1,7 @@
 """The use cases of the ratelimit service."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from opentelemetry import metrics
@@ -14,6 +15,16 @@ from services.ratelimit.domain import (
     Take,
     Usage,
     checked_items,
+)
+from services.ratelimit.leases import (
+    Grant,
+    LeaseItem,
+    Return,
+    Returned,
+    Want,
+    checked_returns,
+    checked_wants,
+    new_token,
 )
 from services.shared.errors import InvalidFieldError, NotFoundError
 from services.shared.ids import DeploymentId
@@ -33,6 +44,14 @@ class Counters(Protocol):
 
     async def take(self, takes: Sequence[Take]) -> Sequence[Reading]:
         """Returns one reading per take, in order."""
+        ...
+
+    async def lease(self, wants: Sequence[Want]) -> Sequence[Grant]:
+        """Returns one grant per want, in order."""
+        ...
+
+    async def give_back(self, returns: Sequence[Return]) -> Sequence[Returned | None]:
+        """Returns what came back per lease, in order; None for what is no lease."""
         ...
 
 
@@ -65,17 +84,42 @@ class Ratelimit:
             InvalidFieldError: an item cannot be decided; then none was.
             UnavailableError: keys or counters cannot be asked.
         """
-        digests = [item.key_digest for item in checked_items(items)]
-        principals = await self._keys.resolve_all(digests)
+        holders = await self._holders([item.key_digest for item in checked_items(items)])
         takes = [
-            self._take(principal, item.cost)
-            for principal, item in zip(principals, items, strict=True)
+            None if holder is None else Take(*holder, item.cost)
+            for holder, item in zip(holders, items, strict=True)
         ]
         wanted = [take for take in takes if take is not None]
         readings = iter(await self._counters.take(wanted) if wanted else ())
         results = [None if take is None else (take.limits, next(readings)) for take in takes]
-        self._count(results)
+        self._count(Decision.KEY_INVALID if each is None else each[1].decision for each in results)
         return results
+
+    async def lease(self, items: list[LeaseItem]) -> list[Grant | None]:
+        """Returns what is granted per item, None where no deployment key is presented.
+
+        Raises:
+            InvalidFieldError: an item cannot be decided; then none was.
+            UnavailableError: keys or counters cannot be asked.
+        """
+        holders = await self._holders([item.key_digest for item in checked_wants(items)])
+        wants = [
+            None if holder is None else Want(*holder, item.calls, new_token())
+            for holder, item in zip(holders, items, strict=True)
+        ]
+        wanted = [want for want in wants if want is not None]
+        grants = iter(await self._counters.lease(wanted) if wanted else ())
+        return [None if want is None else next(grants) for want in wants]
+
+    async def give_back(self, items: list[Return]) -> list[int]:
+        """Returns how many calls came back per lease; 0 for one that ended, or never was.
+
+        Raises:
+            InvalidFieldError: an item has no count of calls; then none came back.
+            UnavailableError: the counters cannot be asked.
+        """
+        returned = await self._counters.give_back(checked_returns(items))
+        return [0 if each is None else each.calls for each in returned]
 
     async def usage(self, principal: Principal, deployment_id: str) -> Usage:
         """Returns what the deployment has used; reading it takes nothing.
@@ -100,14 +144,17 @@ class Ratelimit:
         await self._deployments.verify(DeploymentId(deployment_id))
         return DeploymentId(deployment_id)
 
-    def _count(self, results: Sequence[tuple[Limits, Reading] | None]) -> None:
-        for result in results:
-            decision = Decision.KEY_INVALID if result is None else result[1].decision
-            self._decisions.add(1, {"decision": decision})
+    def _count(self, decisions: Iterable[Decision]) -> None:
+        for decision, number in Counter(decisions).items():
+            self._decisions.add(number, {"decision": decision})
 
-    def _take(self, principal: Principal | None, cost: int) -> Take | None:
+    async def _holders(self, digests: list[bytes]) -> list[tuple[DeploymentId, Limits] | None]:
+        """Returns deployment and limits per key, None where it is no valid deployment key."""
+        return [self._holder(each) for each in await self._keys.resolve_all(digests)]
+
+    def _holder(self, principal: Principal | None) -> tuple[DeploymentId, Limits] | None:
         if principal is None or principal.kind is not KeyKind.DEPLOYMENT:
             return None
         if principal.deployment_id is None:
             return None
-        return Take(principal.deployment_id, self._limits[principal.plan], cost)
+        return principal.deployment_id, self._limits[principal.plan]

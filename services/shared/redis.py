@@ -5,34 +5,54 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import TypeAlias
 
 import redis.asyncio
+from redis.asyncio.cluster import RedisCluster
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import ClusterError, OutOfMemoryError, ReadOnlyError
 from redis.exceptions import ConnectionError as ValkeyConnectionError
-from redis.exceptions import OutOfMemoryError, ReadOnlyError, TryAgainError
+from redis.exceptions import RedisClusterException as ClusterUnreachableError
 from redis.exceptions import TimeoutError as ValkeyTimeoutError
 
 from services.shared.errors import UnavailableError
 from services.shared.settings import ValkeySettings, secret_text
 
 # The client, so that who passes it on need not know the driver.
-Valkey: TypeAlias = redis.asyncio.Redis
+Valkey: TypeAlias = redis.asyncio.Redis | RedisCluster
 
 # A hung server must fail a call well within its deadline.
 _SOCKET_TIMEOUT_SECONDS = 1.0
 _CONNECTIONS = 32
+_HEALTH_CHECK_SECONDS = 30
 _AWAY = (
     ValkeyConnectionError,
     ValkeyTimeoutError,
-    # It answers but cannot write: to its callers that is the same.
+    # It answers but cannot write, or has no node for the slot: to its callers that is the same.
     OutOfMemoryError,
     ReadOnlyError,
-    TryAgainError,
+    ClusterError,
+    ClusterUnreachableError,
 )
 
 
 @asynccontextmanager
 async def open_valkey(settings: ValkeySettings) -> AsyncIterator[Valkey]:
-    """Yields a client; it connects when it is first used, and closes at the end."""
+    """Yields a client; it connects when it is first used, and closes at the end.
+
+    On a cluster the host and port are those of any of its nodes.
+    """
+    client = _cluster(settings) if settings.valkey_cluster else _single(settings)
+    try:
+        yield client
+    finally:
+        await client.aclose()
+
+
+def is_cluster(valkey: Valkey) -> bool:
+    """Whether keys of different slots are at different servers."""
+    return isinstance(valkey, RedisCluster)
+
+
+def _single(settings: ValkeySettings) -> redis.asyncio.Redis:
     pool = redis.asyncio.BlockingConnectionPool(
         host=settings.valkey_host,
         port=settings.valkey_port,
@@ -40,16 +60,27 @@ async def open_valkey(settings: ValkeySettings) -> AsyncIterator[Valkey]:
         password=secret_text(settings.valkey_password_file),
         socket_timeout=_SOCKET_TIMEOUT_SECONDS,
         socket_connect_timeout=_SOCKET_TIMEOUT_SECONDS,
-        health_check_interval=30,
+        health_check_interval=_HEALTH_CHECK_SECONDS,
         max_connections=_CONNECTIONS,
         timeout=_SOCKET_TIMEOUT_SECONDS,
         retry=Retry(NoBackoff(), 1),
     )
-    client = redis.asyncio.Redis.from_pool(pool)
-    try:
-        yield client
-    finally:
-        await client.aclose()
+    return redis.asyncio.Redis.from_pool(pool)
+
+
+def _cluster(settings: ValkeySettings) -> RedisCluster:
+    # Connections are per node; one too many is refused, not queued, so there is room to spare.
+    return RedisCluster(
+        host=settings.valkey_host,
+        port=settings.valkey_port,
+        username=settings.valkey_user or None,
+        password=secret_text(settings.valkey_password_file),
+        socket_timeout=_SOCKET_TIMEOUT_SECONDS,
+        socket_connect_timeout=_SOCKET_TIMEOUT_SECONDS,
+        health_check_interval=_HEALTH_CHECK_SECONDS,
+        max_connections=2 * _CONNECTIONS,
+        retry=Retry(NoBackoff(), 1),
+    )
 
 
 @contextmanager

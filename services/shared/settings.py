@@ -62,6 +62,8 @@ class ValkeySettings(Environment):
 
     valkey_host: str = "127.0.0.1"
     valkey_port: int = 6379
+    # Whether that is a node of a Valkey Cluster.
+    valkey_cluster: bool = False
     valkey_user: str = ""
     valkey_password_file: Path | None = None
 

@@ -17,11 +17,12 @@ from deploy.local.valkey import ValkeyServer, valkey_server
 from services.ratelimit.domain import Counters, Decision, Limits, Reading, Take, decide
 from services.ratelimit.gcra import MICROSECONDS, Ceiling
 from services.ratelimit.months import microseconds, month_of
-from services.ratelimit.store import CounterStore, script_text
+from services.ratelimit.store import CounterStore, bucket_key, month_key
 from services.shared.errors import UnavailableError
-from services.shared.ids import DeploymentId, new_deployment_id
+from services.shared.ids import new_deployment_id
 from services.shared.redis import open_valkey
 from services.shared.settings import ValkeySettings
+from tests.floors import KnownMonths
 
 NOW_US = microseconds(datetime(2026, 11, 22, 12, tzinfo=UTC))
 LIMITS = (
@@ -46,7 +47,7 @@ async def client(valkey: ValkeyServer) -> AsyncIterator[redis.asyncio.Redis]:
 
 @pytest.fixture(scope="session")
 def store(client: redis.asyncio.Redis) -> CounterStore:
-    return CounterStore(client, script_text(), PATIENCE_SECONDS)
+    return CounterStore(client, KnownMonths(), PATIENCE_SECONDS)
 
 
 def _settings(server: ValkeyServer) -> ValkeySettings:
@@ -61,10 +62,6 @@ def _settings(server: ValkeyServer) -> ValkeySettings:
 async def _take(store: CounterStore, take: Take, now_us: int | None = None) -> Reading:
     (reading,) = await store.take([take], now_us)
     return reading
-
-
-def _month_key(deployment: DeploymentId, month: str) -> str:
-    return f"limit:{{{deployment}}}:{month}"
 
 
 @settings(
@@ -94,7 +91,7 @@ async def test_the_script_knows_the_calendar(
 ) -> None:
     deployment = new_deployment_id()
     await _take(store, Take(deployment, LIMITS[0], 3), microseconds(at))
-    assert await client.get(_month_key(deployment, month_of(at))) == b"3"
+    assert await client.get(month_key(deployment, month_of(at))) == b"3"
 
 
 @pytest.mark.promise("P-05")
@@ -105,7 +102,7 @@ async def test_many_clients_at_once_are_admitted_exactly_the_burst(
 
     async def one_client() -> int:
         async with open_valkey(_settings(valkey)) as client:
-            store = CounterStore(client, script_text(), 5.0)
+            store = CounterStore(client, KnownMonths(), 5.0)
             readings = [await _take(store, take, NOW_US) for _ in range(20)]
         return sum(reading.decision is Decision.ALLOWED for reading in readings)
 
@@ -122,7 +119,7 @@ async def test_many_clients_at_once_are_admitted_exactly_the_months_calls(
     assert decisions.count(Decision.ALLOWED) == 100
     assert decisions.count(Decision.QUOTA_EXCEEDED) == 20 * 17 - 100
     month = month_of(batches[0][0].at)
-    assert await client.get(_month_key(take.deployment_id, month)) == b"100"
+    assert await client.get(month_key(take.deployment_id, month)) == b"100"
 
 
 @pytest.mark.promise("P-05")
@@ -161,7 +158,7 @@ async def test_refused_calls_burn_no_quota(
     refused = await store.take([Take(deployment, limits, 1)] * 50, NOW_US)
     assert {reading.decision for reading in refused} == {Decision.BURST_EXCEEDED}
     assert {reading.used for reading in refused} == {5}
-    assert await client.get(_month_key(deployment, "2026-11")) == b"5"
+    assert await client.get(month_key(deployment, "2026-11")) == b"5"
 
 
 async def test_a_new_month_brings_new_calls_and_the_old_count_stays_readable(
@@ -176,8 +173,8 @@ async def test_a_new_month_brings_new_calls_and_the_old_count_stays_readable(
     assert refused.retry_after == timedelta(microseconds=1)
     admitted = await _take(store, Take(deployment, limits, 1), before + 1)
     assert (admitted.decision, admitted.used) == (Decision.ALLOWED, 1)
-    assert await client.get(_month_key(deployment, "2026-11")) == b"100"
-    assert await client.get(_month_key(deployment, "2026-12")) == b"1"
+    assert await client.get(month_key(deployment, "2026-11")) == b"100"
+    assert await client.get(month_key(deployment, "2026-12")) == b"1"
 
 
 async def test_every_key_expires_and_both_lie_in_one_slot(
@@ -185,7 +182,7 @@ async def test_every_key_expires_and_both_lie_in_one_slot(
 ) -> None:
     deployment = new_deployment_id()
     reading = await _take(store, Take(deployment, LIMITS[0], 20))
-    bucket, month = f"limit:{{{deployment}}}:gcra", _month_key(deployment, month_of(reading.at))
+    bucket, month = bucket_key(deployment), month_key(deployment, month_of(reading.at))
     assert key_slot(bucket.encode()) == key_slot(month.encode())
     assert 2_000 < await client.pttl(bucket) <= 3_000
     days = await client.ttl(month) / 86_400
@@ -198,7 +195,7 @@ async def test_a_cost_of_nothing_looks_and_writes_nothing(
     deployment = new_deployment_id()
     reading = await _take(store, Take(deployment, LIMITS[0], 0), NOW_US)
     assert (reading.decision, reading.used, reading.burst_remaining) == (Decision.ALLOWED, 0, 20)
-    assert await client.exists(f"limit:{{{deployment}}}:gcra") == 0
+    assert await client.exists(bucket_key(deployment)) == 0
 
 
 @pytest.mark.parametrize(
@@ -247,7 +244,7 @@ async def test_a_server_that_does_not_know_the_script_is_taught_it(
 ) -> None:
     takes = [Take(new_deployment_id(), LIMITS[0], 1) for _ in range(3)]
     async with valkey_server(tmp_path) as first, open_valkey(_settings(first)) as client:
-        store = CounterStore(client, script_text(), PATIENCE_SECONDS)
+        store = CounterStore(client, KnownMonths(), PATIENCE_SECONDS)
         await store.take(takes)
         assert [reading.used for reading in await store.take(takes)] == [2] * 3
 
@@ -284,11 +281,11 @@ async def test_a_valkey_that_is_away_refuses_and_comes_back(tmp_path: Path) -> N
     async with valkey_server(tmp_path / "one") as server:
         port = server.port
         async with open_valkey(_settings(server)) as client:
-            store = CounterStore(client, script_text(), PATIENCE_SECONDS)
+            store = CounterStore(client, KnownMonths(), PATIENCE_SECONDS)
             await store.check()
             assert (await _take(store, take)).used == 1
     async with open_valkey(_settings(server)) as client:
-        store = CounterStore(client, script_text(), PATIENCE_SECONDS)
+        store = CounterStore(client, KnownMonths(), PATIENCE_SECONDS)
         with pytest.raises(UnavailableError) as refused:
             await _take(store, take)
         assert refused.value.retry_after == timedelta(seconds=1)
@@ -302,7 +299,7 @@ async def test_a_valkey_that_hangs_is_waited_for_no_longer_than_the_patience(
     tmp_path: Path,
 ) -> None:
     async with valkey_server(tmp_path / "hung") as server, open_valkey(_settings(server)) as client:
-        store = CounterStore(client, script_text(), PATIENCE_SECONDS)
+        store = CounterStore(client, KnownMonths(), PATIENCE_SECONDS)
         take = Take(new_deployment_id(), LIMITS[0], 1)
         await _take(store, take)
         server_pid = int((await _operator_info(server))["process_id"])
