@@ -29,7 +29,7 @@ from services.shared.tls import Identity, channel_credentials
 from tests.databases import Databases
 
 ALL = ("auth", "ratelimit", "provisioner", "app_proxy")
-_WITH_DATABASE = ("auth", "provisioner", "app_proxy")
+_WITH_DATABASE = ("auth", "ratelimit", "provisioner", "app_proxy")
 _WITH_VALKEY = ("ratelimit", "app_proxy")
 # Creating a deployment starts a server: a loaded machine takes its time.
 PATIENCE_SECONDS = 30.0

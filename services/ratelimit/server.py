@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from bulkhead.ratelimit.v1 import ratelimit_service_pb2
 from bulkhead.ratelimit.v1.ratelimit_service_pb2_grpc import add_RatelimitServiceServicer_to_server
@@ -14,14 +15,19 @@ from services.ratelimit.store import CounterStore
 from services.shared.access import RemoteAuditor, RemoteAuthenticator, open_key_resolver
 from services.shared.channel import open_channel
 from services.shared.ids import DeploymentId
+from services.shared.postgres import open_database
 from services.shared.redis import open_valkey
 from services.shared.server import Registration, Service
+
+NAME = "ratelimit"
+_MIGRATIONS = Path(__file__).parent / "migrations"
 
 
 @asynccontextmanager
 async def compose(settings: Settings) -> AsyncIterator[Service]:
     """Yields the service with its store and peers open; closes them in reverse."""
     async with (
+        open_database(settings, NAME, _MIGRATIONS),
         open_valkey(settings) as valkey,
         open_channel(settings, "auth", settings.auth_target) as auth,
         open_key_resolver(auth) as keys,

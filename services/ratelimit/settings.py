@@ -7,18 +7,27 @@ from pydantic import Field
 from services.ratelimit.domain import Limits, PlanLimits
 from services.ratelimit.gcra import Ceiling
 from services.shared.principal import Plan
-from services.shared.settings import LOCAL_PKI, LOCAL_STATE, ServiceSettings, ValkeySettings
+from services.shared.settings import (
+    LOCAL_PKI,
+    LOCAL_STATE,
+    PostgresSettings,
+    ServiceSettings,
+    ValkeySettings,
+)
 
 # With both at most a million, every number of `acquire.lua` stays an exact double.
 _MOST = 1_000_000
 
 
-class Settings(ServiceSettings, ValkeySettings):
+class Settings(ServiceSettings, PostgresSettings, ValkeySettings):
     """What each plan admits, beside what every service has."""
 
     listen: str = "127.0.0.1:7102"
     tls_cert_file: Path = LOCAL_PKI / "ratelimit.pem"
     tls_key_file: Path = LOCAL_PKI / "ratelimit.key"
+    postgres_database: str = "ratelimit"
+    postgres_user: str = "ratelimit"
+    postgres_password_file: Path | None = LOCAL_STATE / "postgres/ratelimit.password"
     valkey_user: str = "ratelimit"
     valkey_password_file: Path | None = LOCAL_STATE / "valkey/ratelimit.password"
 

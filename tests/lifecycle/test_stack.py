@@ -173,7 +173,6 @@ async def test_a_service_is_given_what_it_needs_and_no_more(stack: Stack) -> Non
     assert "BULKHEAD_PEPPER_FILE" in names["auth"]
     assert all("BULKHEAD_PEPPER_FILE" not in names[other] for other in PROCESSES[3:])
     assert "BULKHEAD_DATABASE_SECRET_FILE" in names["provisioner"]
-    assert "BULKHEAD_POSTGRES_HOST" not in names["ratelimit"]
     assert "BULKHEAD_VALKEY_HOST" not in names["auth"]
     assert "HOME" not in set().union(*names.values())
     assert not [name for name in names["edge"] if name.startswith("BULKHEAD_")]

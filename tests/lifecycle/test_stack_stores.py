@@ -15,7 +15,7 @@ from deploy.local.postgres import MeshPostgres, mesh_postgres
 from deploy.local.valkey import PREFIXES, ValkeyServer, valkey_server
 from services.provisioner.drivers import postgres_process
 
-DATABASES = ("auth", "provisioner", "app_proxy")
+DATABASES = ("auth", "ratelimit", "provisioner", "app_proxy")
 
 As = Callable[[str], "AbstractAsyncContextManager[Redis]"]
 
