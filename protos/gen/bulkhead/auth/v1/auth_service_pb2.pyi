@@ -1026,19 +1026,27 @@ class AcknowledgeRevocationsRequest(_message.Message):
 
     WATCHER_ID_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
+    USED_KEY_IDS_FIELD_NUMBER: _builtins.int
     watcher_id: _builtins.str
     """Chosen by the watcher at random when it starts, 16 to 64 characters."""
     sequence: _builtins.int
     """The last revocation up to which the watcher has forgotten all that they name."""
+    @_builtins.property
+    def used_key_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Keys that were used from memory or by an answer since the last acknowledgement, each at least
+        once a minute; at most 1,000, the others travel with the next one.
+        """
+
     def __init__(
         self,
         *,
         watcher_id: _builtins.str = ...,
         sequence: _builtins.int = ...,
+        used_key_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["sequence", b"sequence", "watcher_id", b"watcher_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sequence", b"sequence", "used_key_ids", b"used_key_ids", "watcher_id", b"watcher_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1213,7 +1221,9 @@ class RetireDeploymentResponse(_message.Message):
     revoked_keys: _builtins.int
     """Keys that were valid until this call."""
     @_builtins.property
-    def effect(self) -> Global___Effect: ...
+    def effect(self) -> Global___Effect:
+        """Unset when the deployment had no key to revoke."""
+
     def __init__(
         self,
         *,

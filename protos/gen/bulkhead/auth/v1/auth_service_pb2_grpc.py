@@ -155,8 +155,8 @@ class AuthServiceServicer:
 
     def CloseTenant(self, request, context):
         """Ends the tenant: when it returns, no key of it opens anything in any replica. Left is one job
-        key of the calling service, with which what the tenant had is torn down. Repeating it gives
-        another job key.
+        key of the calling service, with which what the tenant had is torn down. Repeating it with a
+        job key gives another one; the presented one works on, since the answer may be lost.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -26,8 +26,8 @@ class AuthServiceStub:
     """
     CloseTenant: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.CloseTenantRequest, _auth_service_pb2.CloseTenantResponse]
     """Ends the tenant: when it returns, no key of it opens anything in any replica. Left is one job
-    key of the calling service, with which what the tenant had is torn down. Repeating it gives
-    another job key.
+    key of the calling service, with which what the tenant had is torn down. Repeating it with a
+    job key gives another one; the presented one works on, since the answer may be lost.
     """
     IssueSupportKey: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.IssueSupportKeyRequest, _auth_service_pb2.IssueSupportKeyResponse]
     """Exchanges a tenant's id for a key of that tenant, of at most an hour. It is the one request
@@ -109,8 +109,8 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_auth_service_pb2.CloseTenantRequest, _abc.Awaitable[_auth_service_pb2.CloseTenantResponse]],
     ) -> _abc.Awaitable[_auth_service_pb2.CloseTenantResponse]:
         """Ends the tenant: when it returns, no key of it opens anything in any replica. Left is one job
-        key of the calling service, with which what the tenant had is torn down. Repeating it gives
-        another job key.
+        key of the calling service, with which what the tenant had is torn down. Repeating it with a
+        job key gives another one; the presented one works on, since the answer may be lost.
         """
 
     @_abc_1.abstractmethod
