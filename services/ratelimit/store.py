@@ -238,7 +238,8 @@ def _arguments(
         floor = floors.get((deployment_id, month.name), -1) if floors else -1
         arguments += (limits.ceiling.interval_us, limits.ceiling.burst, monthly, floor)
     for item in items:
-        arguments += (numbers[item.deployment_id], item.calls, item.token)
+        token = f"{month.name}.{item.token}" if item.token else ""
+        arguments += (numbers[item.deployment_id], item.calls, token)
     return keys, arguments
 
 

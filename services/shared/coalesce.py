@@ -28,7 +28,9 @@ class Coalescer(Generic[Item, Result]):
         self._call_batch = call_batch
         self._most = most
         self._flights = flights
-        self._waiting: list[tuple[Item, asyncio.Future[Result], otel_context.Context]] = []
+        self._items: list[Item] = []
+        self._futures: list[asyncio.Future[Result]] = []
+        self._trace = otel_context.Context()
         self._under_way: set[asyncio.Task[None]] = set()
         self._scheduled = False
 
@@ -36,7 +38,11 @@ class Coalescer(Generic[Item, Result]):
         """Returns the batch call's result for `item`; raises what the batch call raised."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
-        self._waiting.append((item, future, otel_context.get_current()))
+        if not self._items:
+            # The first caller lends the batch its trace.
+            self._trace = otel_context.get_current()
+        self._items.append(item)
+        self._futures.append(future)
         if not self._scheduled and len(self._under_way) < self._flights:
             self._scheduled = True
             # The next turn of the loop: everyone who is ready now gets aboard.
@@ -45,11 +51,12 @@ class Coalescer(Generic[Item, Result]):
 
     def _depart(self) -> None:
         self._scheduled = False
-        while self._waiting and len(self._under_way) < self._flights:
-            batch, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
+        while self._items and len(self._under_way) < self._flights:
+            items, self._items = self._items[: self._most], self._items[self._most :]
+            futures, self._futures = self._futures[: self._most], self._futures[self._most :]
             # A fresh context: a batch belongs to no single caller, so it carries no one's key.
-            # The first caller lends it the trace.
-            task = Context().run(asyncio.get_running_loop().create_task, self._fly(batch))
+            flight = self._fly(items, futures, self._trace)
+            task = Context().run(asyncio.get_running_loop().create_task, flight)
             self._under_way.add(task)
             task.add_done_callback(self._landed)
 
@@ -58,16 +65,19 @@ class Coalescer(Generic[Item, Result]):
         self._depart()
 
     async def _fly(
-        self, batch: list[tuple[Item, asyncio.Future[Result], otel_context.Context]]
+        self,
+        items: list[Item],
+        futures: list[asyncio.Future[Result]],
+        trace: otel_context.Context,
     ) -> None:
-        otel_context.attach(batch[0][2])
+        otel_context.attach(trace)
         try:
-            results = await self._call_batch([item for item, _, _ in batch])
-            for (_, future, _), result in zip(batch, results, strict=True):
+            results = await self._call_batch(items)
+            for future, result in zip(futures, results, strict=True):
                 if not future.done():
                     future.set_result(result)
         except BaseException as error:
-            for _, future, _ in batch:
+            for future in futures:
                 if not future.done():
                     future.set_exception(error)
             if not isinstance(error, Exception):
