@@ -1,8 +1,13 @@
 """The `bulkhead` command."""
 
+from importlib.metadata import version
+from typing import Annotated
+
 import typer
 
 from cli import client, stack
+
+_PACKAGE = "bulkhead"
 
 
 def build() -> typer.Typer:
@@ -15,9 +20,27 @@ def build() -> typer.Typer:
         help="Runs Bulkhead on this machine, and talks to it wherever it runs.",
         epilog=client.TOUR,
     )
+    app.callback()(_options)
     stack.register(app)
     client.register(app)
     return app
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"{_PACKAGE} {version(_PACKAGE)}")
+        raise typer.Exit
+
+
+def _options(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Runs Bulkhead on this machine, and talks to it wherever it runs."""
 
 
 def main() -> None:

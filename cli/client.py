@@ -2,7 +2,7 @@
 
 import typer
 
-from cli import audit, deployments, keys, tenants, usage
+from cli import audit, deployments, keys, plans, support, tenants, usage
 
 # What `bulkhead --help` ends with; paragraphs, since help joins the lines of one.
 TOUR = """A first day with it:
@@ -21,10 +21,14 @@ TOUR = """A first day with it:
 
 7. bulkhead usage --deployment dep_… — what it has used of its limits
 
+8. bulkhead key rotate key_… — a new key in its place; the old one works for another day
+
+9. bulkhead audit verify — proves that nobody changed the record of all this
+
 Exit codes: 0 done, 1 refused (the reason is on stderr), 2 wrong use."""
 
 
 def register(app: typer.Typer) -> None:
     """Adds the client's commands to the command line, in the order of a first day with them."""
-    for commands in (tenants, deployments, keys, usage, audit):
+    for commands in (tenants, deployments, keys, usage, audit, support, plans):
         commands.register(app)

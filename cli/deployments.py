@@ -20,7 +20,7 @@ from cli.options import (
     Timeout,
     WaitSeconds,
 )
-from cli.paging import listed
+from cli.paging import show_list
 from cli.rendering import document, enum_text, fields, table, time_text
 from cli.session import Connection, Session, run
 
@@ -112,13 +112,11 @@ def list_all(
     """List the tenant's deployments, newest first."""
 
     async def command(session: Session) -> None:
-        async def page(size: int, token: str) -> tuple[list[pb.Deployment], str]:
+        async def ask(size: int, token: str) -> pb.ListDeploymentsResponse:
             request = pb.ListDeploymentsRequest(page_size=size, page_token=token)
-            answer = await session.provisioner.ListDeployments(request)
-            return list(answer.deployments), answer.next_page_token
+            return await session.provisioner.ListDeployments(request)
 
-        found = await listed(page, limit)
-        session.show({"deployments": [document(one) for one in found]}, _listed(found))
+        await show_list(session, "deployments", ask, limit, _listed)
 
     run(Connection(api, key_file, timeout, as_json), command)
 

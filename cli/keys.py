@@ -7,8 +7,10 @@ import typer
 from bulkhead.auth.v1 import auth_service_pb2 as pb
 from bulkhead.common.v1 import access_pb2
 
+from cli.effect import effect_lines
+from cli.moments import duration, future
 from cli.options import CALL_SECONDS, Api, Json, KeyFile, Limit, RequestId, Timeout
-from cli.paging import listed
+from cli.paging import show_list
 from cli.rendering import document, enum_text, fields, table, time_text
 from cli.session import Connection, Session, run
 
@@ -16,15 +18,40 @@ _ISSUE_EXAMPLE = """Examples:
 
 bulkhead key issue --deployment dep_… --name "my agent"
 
-bulkhead key issue --deployment dep_… --scope db:read --json | jq -r .key"""
+bulkhead key issue --deployment dep_… --scope db:read --expires 30d --json | jq -r .key"""
+_ROTATE_EXAMPLE = """Examples:
+
+bulkhead key rotate key_… — the old key works for another day
+
+bulkhead key rotate key_… --grace 0 — the old key is dead before the new one is shown
+
+bulkhead key rotate key_… --grace 7d --json | jq -r .key"""
 _REVOKE_EXAMPLE = """Example: bulkhead key revoke key_…"""
-_LIST_EXAMPLE = """Example: bulkhead key list --deployment dep_…"""
+_LIST_EXAMPLE = """Examples:
+
+bulkhead key list --deployment dep_…
+
+bulkhead key list --json | jq '.keys[] | select(.support_reason != "")'"""
+_COLUMNS = (
+    "key id",
+    "kind",
+    "deployment",
+    "hint",
+    "scopes",
+    "created",
+    "last used",
+    "expires",
+    "revoked",
+    "successor",
+    "name",
+)
 
 
 def register(app: typer.Typer) -> None:
     """Adds `key` to the command line."""
-    keys = typer.Typer(no_args_is_help=True, help="Issue, list and revoke keys.")
+    keys = typer.Typer(no_args_is_help=True, help="Issue, rotate, list and revoke keys.")
     keys.command("issue", epilog=_ISSUE_EXAMPLE)(issue)
+    keys.command("rotate", epilog=_ROTATE_EXAMPLE)(rotate)
     keys.command("list", epilog=_LIST_EXAMPLE)(list_all)
     keys.command("revoke", epilog=_REVOKE_EXAMPLE)(revoke)
     app.add_typer(keys, name="key")
@@ -51,6 +78,15 @@ def issue(
         ),
     ] = None,
     name: Annotated[str, typer.Option("--name", help="What it is for, in your words.")] = "",
+    expires: Annotated[
+        str,
+        typer.Option(
+            "--expires",
+            metavar="TIME",
+            help="When it stops working: 12h or 30d from now, or 2027-01-31T12:00:00Z. Without it: "
+            "never, or when your own key does.",
+        ),
+    ] = "",
     request_id: RequestId = "",
     as_json: Json = False,
     api: Api = "",
@@ -63,12 +99,45 @@ def issue(
         deployment_id=deployment,
         scopes=scope or [],
         name=name,
+        expire_time=future(expires) if expires else None,
     )
 
     async def command(session: Session) -> None:
         key = await session.auth.IssueKey(request)
         session.show(document(key), _issued(key))
         session.tell("Keep the key now: it is not shown again.")
+
+    run(Connection(api, key_file, timeout, as_json), command)
+
+
+def rotate(
+    key_id: Annotated[str, typer.Argument(metavar="KEY_ID", help="The key to replace, `key_…`.")],
+    grace: Annotated[
+        str,
+        typer.Option(
+            "--grace", metavar="DURATION", help="How long the old key works on: 0 to 7d; 90s, 1h."
+        ),
+    ] = "1d",
+    request_id: RequestId = "",
+    as_json: Json = False,
+    api: Api = "",
+    key_file: KeyFile = None,
+    timeout: Timeout = CALL_SECONDS,
+) -> None:
+    """Replace a key by a new one with the same deployment, scopes and name. It is shown once.
+
+    Until the grace period ends both work; `key list` shows when the old one was last used. To end
+    the grace period now: `bulkhead key revoke` with the id of the old key.
+    """
+    request = pb.RotateKeyRequest(
+        request_id=request_id or str(uuid.uuid4()), key_id=key_id, grace_period=duration(grace)
+    )
+
+    async def command(session: Session) -> None:
+        key = await session.auth.RotateKey(request)
+        session.show(document(key), _rotated(key_id, key))
+        session.tell("Keep the key now: it is not shown again.")
+        session.tell(f"To end the old key before its time: bulkhead key revoke {key_id}")
 
     run(Connection(api, key_file, timeout, as_json), command)
 
@@ -83,16 +152,18 @@ def list_all(
     key_file: KeyFile = None,
     timeout: Timeout = CALL_SECONDS,
 ) -> None:
-    """List keys, newest first, by their ids: the keys themselves are nowhere kept."""
+    """List keys, newest first, by their ids: the keys themselves are nowhere kept.
+
+    Keys with a support reason were made by the operator; they can be revoked like any other.
+    """
+    request = pb.ListKeysRequest(deployment_id=deployment)
 
     async def command(session: Session) -> None:
-        async def page(size: int, token: str) -> tuple[list[pb.Key], str]:
-            request = pb.ListKeysRequest(deployment_id=deployment, page_size=size, page_token=token)
-            answer = await session.auth.ListKeys(request)
-            return list(answer.keys), answer.next_page_token
+        async def ask(size: int, token: str) -> pb.ListKeysResponse:
+            request.page_size, request.page_token = size, token
+            return await session.auth.ListKeys(request)
 
-        found = await listed(page, limit)
-        session.show({"keys": [document(one) for one in found]}, _listed(found))
+        await show_list(session, "keys", ask, limit, _listed)
 
     run(Connection(api, key_file, timeout, as_json), command)
 
@@ -104,37 +175,43 @@ def revoke(
     key_file: KeyFile = None,
     timeout: Timeout = CALL_SECONDS,
 ) -> None:
-    """Revoke a key: from now on neither the API nor a deployment's host opens to it.
+    """Revoke a key: when this returns, no replica of any service accepts it.
 
-    Database passwords that were fetched with it stay as they are. Revoking twice is fine. Keep a
-    second key of the tenant before revoking its last one: nobody can issue another.
+    Also ends the grace period of a key that was rotated. Database passwords that were fetched
+    with the key stay as they are. Revoking twice is fine. Keep a second key of the tenant before
+    revoking its last one: nobody can issue another.
     """
 
     async def command(session: Session) -> None:
         answer = await session.auth.RevokeKey(pb.RevokeKeyRequest(key_id=key_id))
         text = f"{answer.key_id} is revoked since {time_text(answer.revoke_time)}"
-        session.show(document(answer), text)
+        session.show(document(answer), "\n".join([text, *effect_lines(answer.effect)]))
 
     run(Connection(api, key_file, timeout, as_json), command)
 
 
-def _issued(key: pb.IssueKeyResponse) -> str:
+def _issued(key: pb.IssueKeyResponse | pb.RotateKeyResponse) -> str:
     return fields(
         {
             "key id": key.key_id,
             "kind": _kind(key.kind),
             "deployment": key.deployment_id,
             "scopes": ", ".join(key.scopes),
+            "expires": time_text(key.expire_time) if key.HasField("expire_time") else "",
             "key": key.key,
         }
     )
 
 
+def _rotated(old_key_id: str, key: pb.RotateKeyResponse) -> str:
+    ends = time_text(key.old_key_expire_time)
+    return _issued(key) + f"\nold key     {old_key_id} works until {ends}"
+
+
 def _listed(keys: list[pb.Key]) -> str:
     if not keys:
         return "no keys"
-    header = ("key id", "kind", "deployment", "hint", "scopes", "created", "revoked", "name")
-    return table(header, [_row(key) for key in keys])
+    return table(_COLUMNS, [_row(key) for key in keys])
 
 
 def _row(key: pb.Key) -> tuple[str, ...]:
@@ -145,9 +222,16 @@ def _row(key: pb.Key) -> tuple[str, ...]:
         key.hint,
         ",".join(key.scopes),
         time_text(key.create_time),
-        time_text(key.revoke_time) if key.HasField("revoke_time") else "-",
-        key.name,
+        _when(key, "last_use_time"),
+        _when(key, "expire_time"),
+        _when(key, "revoke_time"),
+        key.successor_key_id or "-",
+        f"support: {key.support_reason}" if key.support_reason else key.name,
     )
+
+
+def _when(key: pb.Key, field: str) -> str:
+    return time_text(getattr(key, field)) if key.HasField(field) else "-"  # type: ignore[arg-type]
 
 
 def _kind(kind: access_pb2.KeyKind.ValueType) -> str:

@@ -551,8 +551,13 @@ async def test_wrong_use_is_exit_code_2_and_reaches_nobody(
         ("key", "issue"),
         ("key", "list"),
         ("key", "revoke"),
+        ("key", "rotate"),
         ("usage",),
         ("audit", "list"),
+        ("audit", "export"),
+        ("audit", "verify"),
+        ("support-key", "issue"),
+        ("plan", "change"),
     ],
 )
 async def test_every_command_teaches_by_example(arguments: tuple[str, ...]) -> None:
