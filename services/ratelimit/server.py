@@ -7,11 +7,15 @@ from pathlib import Path
 from bulkhead.ratelimit.v1 import ratelimit_service_pb2
 from bulkhead.ratelimit.v1.ratelimit_service_pb2_grpc import add_RatelimitServiceServicer_to_server
 
+from services.ratelimit import rls_rpc
+from services.ratelimit.descriptors_watch import watched
 from services.ratelimit.peers import AuthDeployments
+from services.ratelimit.rls import DescriptorLimits
 from services.ratelimit.rpc import RatelimitServicer
 from services.ratelimit.service import Ratelimit
 from services.ratelimit.settings import Settings
 from services.ratelimit.store import CounterStore
+from services.ratelimit.window_store import WindowStore
 from services.shared.access import RemoteAuditor, RemoteAuthenticator, open_key_resolver
 from services.shared.channel import open_channel
 from services.shared.ids import DeploymentId
@@ -27,6 +31,7 @@ _MIGRATIONS = Path(__file__).parent / "migrations"
 async def compose(settings: Settings) -> AsyncIterator[Service]:
     """Yields the service with its store and peers open; closes them in reverse."""
     async with (
+        watched(settings.ratelimit_config, settings.ratelimit_config_seconds) as descriptors,
         open_database(settings, NAME, _MIGRATIONS),
         open_valkey(settings) as valkey,
         open_channel(settings, "auth", settings.auth_target) as auth,
@@ -34,12 +39,17 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
     ):
         counters = CounterStore(valkey, NothingCounted(), settings.valkey_patience_seconds)
         ratelimit = Ratelimit(settings.plan_limits(), keys, counters, AuthDeployments(auth))
+        windows = WindowStore(valkey, settings.valkey_patience_seconds)
         yield Service(
-            registrations=[_registration(ratelimit)],
+            registrations=[
+                _registration(ratelimit),
+                rls_rpc.registration(DescriptorLimits(descriptors, windows)),
+            ],
             authenticator=RemoteAuthenticator(keys, settings.key_prefix),
             auditor=RemoteAuditor(auth),
             # Not auth: where its answers are remembered, calls are decided without it.
             checks={"valkey": counters.check},
+            standard_access={rls_rpc.SERVICE: rls_rpc.ACCESS},
         )
 
 

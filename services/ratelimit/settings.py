@@ -43,6 +43,10 @@ class Settings(ServiceSettings, PostgresSettings, ValkeySettings):
     quota_free: int = Field(default=1_000, ge=0)
     quota_pro: int = Field(default=0, ge=0)
     quota_scale: int = Field(default=0, ge=0)
+    # A file, or a folder of *.yaml, with the limits of Envoy's rate limit API; none: it is refused.
+    ratelimit_config: Path | None = None
+    # Seconds between two looks at it.
+    ratelimit_config_seconds: float = Field(default=5.0, gt=0)
     # Seconds that Valkey may take to decide a batch; then the call is refused as UNAVAILABLE.
     valkey_patience_seconds: float = Field(default=0.8, gt=0)
 
