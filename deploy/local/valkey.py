@@ -25,7 +25,9 @@ _SERVICE_COMMANDS = (
     "-@all +@read +@write +@scripting +@transaction +@connection +@pubsub "
     "-@admin -@dangerous -keys -scan -randomkey -dbsize -flushall -flushdb -swapdb -move "
     "-function -fcall -fcall_ro -script +script|load +script|exists -pubsub -client "
-    "+time +client|setname +client|setinfo +client|id +client|getname"
+    "+time +client|setname +client|setinfo +client|id +client|getname "
+    # On a cluster: which node has which slots.
+    "+cluster|slots"
 )
 # Off, so nobody logs in as it; but it may do everything, because the server replays its own
 # append-only file as this user, and would refuse the transactions in it otherwise.

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import redis.asyncio
 from redis.asyncio.cluster import RedisCluster
@@ -68,9 +68,21 @@ def _single(settings: ValkeySettings) -> redis.asyncio.Redis:
     return redis.asyncio.Redis.from_pool(pool)
 
 
+class _Cluster(RedisCluster):
+    """The cluster's client, which learns where the slots are before it sends the first command.
+
+    By itself it chooses the nodes of first commands before it knows any, and then closes the
+    connections of some because others were sent to the wrong ones.
+    """
+
+    async def execute_command(self, *args: Any, **kwargs: Any) -> Any:
+        await self.initialize()
+        return await super().execute_command(*args, **kwargs)
+
+
 def _cluster(settings: ValkeySettings) -> RedisCluster:
     # Connections are per node; one too many is refused, not queued, so there is room to spare.
-    return RedisCluster(
+    return _Cluster(
         host=settings.valkey_host,
         port=settings.valkey_port,
         username=settings.valkey_user or None,
