@@ -135,6 +135,6 @@ ALTER TABLE keys
     ADD COLUMN support_reason text,
     -- Of the pepper in `digest`; null until it is known.
     ADD COLUMN pepper_id text;
-CREATE INDEX keys_of_pepper ON keys (pepper_id);
+CREATE INDEX keys_without_pepper ON keys (key_id) WHERE pepper_id IS NULL;
 GRANT SELECT (support_reason) ON keys TO auth_tenant;
 GRANT UPDATE (pepper_id) ON keys TO auth_tenant, auth_service;
