@@ -16,6 +16,7 @@ class LocalAuthenticator:
 
     def __init__(self, service: AuthService, key_prefix: str) -> None:
         self._key_prefix = key_prefix
+        self._uses = service.uses
 
         async def resolve(digests: Sequence[bytes]) -> Sequence[Principal | None]:
             return (await service.keys.resolve(digests))[1]
@@ -29,6 +30,7 @@ class LocalAuthenticator:
         principal = await self._resolve(digest(bearer))
         if principal is None:
             raise UnauthenticatedError
+        self._uses.note([principal.key_id])
         return principal
 
 

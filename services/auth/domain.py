@@ -2,19 +2,26 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
-from services.shared.errors import InvalidFieldError, PermissionDeniedError, Reason
+from services.shared.errors import (
+    FailedPreconditionError,
+    InvalidFieldError,
+    PermissionDeniedError,
+    Reason,
+)
 from services.shared.ids import DeploymentId, KeyId, TenantId
 from services.shared.principal import KeyKind, Plan, Principal, permits
 
-OPERATOR_SCOPES = frozenset({"tenants:write"})
+OPERATOR_SCOPES = frozenset({"support:write", "tenants:write"})
+# Not `plan:write`: a tenant does not choose what it pays.
 TENANT_SCOPES = frozenset(
-    {"audit:read", "db:write", "deployments:write", "keys:write", "tenants:read", "usage:read"}
+    {"audit:read", "db:write", "deployments:write", "keys:write", "tenants:write", "usage:read"}
 )
 # A deployment's key works in its own deployment; it makes and changes none.
 DEPLOYMENT_SCOPES = frozenset({"db:write", "deployments:read", "usage:read"})
-JOB_SCOPES = frozenset({"deployments:write"})
+# What a job may do, as far as the key that it was asked for with may.
+JOB_SCOPES = frozenset({"deployments:write", "tenants:write"})
 
 _MOST_SHOWN = 40
 
@@ -41,6 +48,19 @@ class Key:
     hint: str
     created_at: datetime
     revoked_at: datetime | None
+    expires_at: datetime | None = None
+    # The minute of the last use.
+    last_used_at: datetime | None = None
+    successor: KeyId | None = None
+    # Why the operator gave itself this key; None for the tenant's own.
+    support_reason: str | None = None
+    # The last revocation that named it.
+    announced: int | None = None
+
+    def ended(self, now: datetime) -> bool:
+        """Whether the key is revoked, expired, or has a successor."""
+        expired = self.expires_at is not None and self.expires_at <= now
+        return self.revoked_at is not None or expired or self.successor is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +78,9 @@ class NewKey:
     request_id: str
     bound_peer: str | None = None
     expires_at: datetime | None = None
+    # The key whose place it takes, and how long that one works on.
+    predecessor: KeyId | None = None
+    grace: timedelta | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +103,85 @@ class Revocation:
     key_ids: tuple[KeyId, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Acknowledgement:
+    """A watcher's word that it has forgotten what the revocations up to `sequence` name."""
+
+    peer: str
+    watcher_id: str
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """What a watcher is told: trust what is left, once this is forgotten too."""
+
+    revocations: tuple[Revocation, ...]
+    # What has to be forgotten is not kept any more, or too much to tell.
+    forget_all: bool
+    # The last revocation.
+    sequence: int
+    # From when the watcher asked.
+    length: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class Watcher:
+    """A process that remembers keys."""
+
+    peer: str
+    watcher_id: str
+    acknowledged: int
+    leased_until: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """Since when something holds everywhere, and of how many watchers that was awaited."""
+
+    effective_at: datetime
+    acknowledged: int
+    # Silent until their leases had run out.
+    fenced: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rotated:
+    """The successor, and when the key that it replaces stops working."""
+
+    issued: IssuedKey
+    old_expires_at: datetime
+    # The revocation that tells what changed.
+    announced: int
+
+
+def check_held(scopes: Iterable[str], issuer: Principal) -> None:
+    """Returns when the issuer holds every one of the scopes itself.
+
+    Raises:
+        PermissionDeniedError: it lacks one, so it cannot give it.
+    """
+    for scope in sorted(scopes):
+        if not issuer.permits(scope):
+            raise PermissionDeniedError(
+                f"the key lacks the scope {scope}, so it cannot give it",
+                Reason.SCOPE_MISSING,
+                metadata={"scope": scope},
+            )
+
+
+def earliest(*times: datetime | None) -> datetime | None:
+    """Returns the first of the times; None when there is none, which means never."""
+    return min((at for at in times if at is not None), default=None)
+
+
+def key_ended() -> FailedPreconditionError:
+    """Returns the refusal to replace a key that has ended or has been replaced."""
+    return FailedPreconditionError(
+        "the key is revoked, expired or replaced already", Reason.KEY_ENDED
+    )
+
+
 def granted_scopes(kind: KeyKind, asked: Iterable[str], issuer: Principal) -> frozenset[str]:
     """Returns the scopes of a new key; none asked for: all that its kind may have.
 
@@ -95,10 +197,5 @@ def granted_scopes(kind: KeyKind, asked: Iterable[str], issuer: Principal) -> fr
             raise InvalidFieldError(
                 "scopes", f"{scope!r} is not one of: {known} (or :read of them)"
             )
-        if not issuer.permits(scope):
-            raise PermissionDeniedError(
-                f"the key lacks the scope {scope}, so it cannot give it",
-                Reason.SCOPE_MISSING,
-                metadata={"scope": scope},
-            )
+    check_held(scopes, issuer)
     return scopes

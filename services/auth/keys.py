@@ -3,11 +3,21 @@
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from services.auth import store
-from services.auth.domain import JOB_SCOPES, OPERATOR_SCOPES, IssuedKey, Key, NewKey, granted_scopes
+from services.auth import deployment_store, resolution_store, store
+from services.auth.domain import (
+    JOB_SCOPES,
+    OPERATOR_SCOPES,
+    IssuedKey,
+    Key,
+    NewKey,
+    earliest,
+    granted_scopes,
+)
 from services.auth.minting import Mint, write_key
 from services.auth.pepper import Pepper
+from services.auth.revocation_store import announce_revocation
 from services.shared.clock import Clock
+from services.shared.errors import InvalidFieldError
 from services.shared.ids import DeploymentId, KeyId, TenantId, new_key_id, random_text
 from services.shared.keyformat import digest, hint
 from services.shared.postgres import Database
@@ -17,7 +27,7 @@ _BOOTSTRAP = KeyId("key_bootstrap")
 
 
 class Keys:
-    """Keys: issued, revoked, listed, resolved, lent to jobs."""
+    """Keys: issued, listed, resolved, lent to jobs."""
 
     def __init__(
         self,
@@ -41,19 +51,33 @@ class Keys:
         deployment_id: DeploymentId | None,
         scopes: Sequence[str],
         name: str,
+        expires_at: datetime | None,
     ) -> IssuedKey:
         """Returns a new key of the issuer's tenant, or of one of its deployments.
 
+        It expires when it is asked to, and never later than the issuer's own key.
+
         Raises:
+            InvalidFieldError: it would be expired already.
             NotFoundError: the deployment is not the tenant's.
             AlreadyExistsError: the request was made before and its key is in use.
         """
+        if expires_at is not None and expires_at <= self._clock():
+            raise InvalidFieldError("expire_time", "must be in the future")
         kind = KeyKind.TENANT if deployment_id is None else KeyKind.DEPLOYMENT
-        granted = granted_scopes(kind, scopes, issuer)
-        issued, key = self._mint.key(kind, deployment_id, granted, issuer.key_id, request_id, name)
+        issued, key = self._mint.key(
+            kind,
+            deployment_id,
+            granted_scopes(kind, scopes, issuer),
+            issuer.key_id,
+            request_id,
+            name,
+            expires_at=earliest(expires_at, issuer.expires_at),
+        )
         async with self._database.tenant(issuer.tenant) as connection:
+            await store.hold_tenant(connection, issuer.tenant)
             if deployment_id is not None:
-                await store.lock_deployment(connection, issuer.tenant, deployment_id)
+                await deployment_store.lock_deployment(connection, issuer.tenant, deployment_id)
             return await write_key(connection, issuer.tenant, issued, key)
 
     async def delegate(self, issuer: Principal, peer: str, purpose: str) -> IssuedKey:
@@ -61,7 +85,7 @@ class Keys:
         issued, key = self._mint.key(
             KeyKind.JOB,
             None,
-            JOB_SCOPES,
+            frozenset(scope for scope in JOB_SCOPES if issuer.permits(scope)),
             issuer.key_id,
             f"job/{random_text()}",
             purpose,
@@ -69,6 +93,7 @@ class Keys:
             expires_at=self._clock() + self._job_key_lifetime,
         )
         async with self._database.tenant(issuer.tenant) as connection:
+            await store.hold_tenant(connection, issuer.tenant)
             await store.delete_expired_jobs(connection, issuer.tenant)
             return await write_key(connection, issuer.tenant, issued, key)
 
@@ -86,12 +111,9 @@ class Keys:
             request_id="bootstrap",
         )
         async with self._database.service() as connection:
-            await store.put_operator_key(connection, record)
-
-    async def revoke(self, tenant_id: TenantId, key_id: KeyId) -> datetime:
-        """Revokes the key; returns since when it is revoked."""
-        async with self._database.tenant(tenant_id) as connection:
-            return await store.revoke_key(connection, tenant_id, key_id)
+            changed = await store.put_operator_key(connection, record)
+            if changed is not None:
+                await announce_revocation(connection, [changed])
 
     async def page(
         self,
@@ -108,4 +130,4 @@ class Keys:
         """Returns the last revocation taken into account, and whose each key is."""
         peppered = [self._pepper.apply(key_digest) for key_digest in digests]
         async with self._database.service() as connection:
-            return await store.resolve_keys(connection, peppered)
+            return await resolution_store.resolve_keys(connection, peppered)

@@ -1,7 +1,7 @@
 """Making keys: what is shown once, and what is stored."""
 
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from services.auth import store
 from services.auth.domain import IssuedKey, NewKey
@@ -31,6 +31,8 @@ class Mint:
         *,
         bound_peer: str | None = None,
         expires_at: datetime | None = None,
+        predecessor: KeyId | None = None,
+        grace: timedelta | None = None,
     ) -> tuple[IssuedKey, NewKey]:
         """Returns a new key as it is shown, and as it is stored."""
         key = new_key(kind, self._key_prefix)
@@ -48,6 +50,8 @@ class Mint:
             request_id=request_id,
             bound_peer=bound_peer,
             expires_at=expires_at,
+            predecessor=predecessor,
+            grace=grace,
         )
         return issued, record
 

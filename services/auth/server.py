@@ -1,9 +1,10 @@
 """Composition of auth."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from bulkhead.auth.v1 import auth_service_pb2 as pb2
 from bulkhead.auth.v1.auth_service_pb2_grpc import add_AuthServiceServicer_to_server
@@ -11,7 +12,10 @@ from bulkhead.auth.v1.auth_service_pb2_grpc import add_AuthServiceServicer_to_se
 from services.auth.audit import AuditLog
 from services.auth.authenticator import LocalAuditor, LocalAuthenticator
 from services.auth.deployments import Deployments
+from services.auth.effects import Effects
+from services.auth.endings import Endings
 from services.auth.keys import Keys
+from services.auth.last_uses import LastUses
 from services.auth.minting import Mint
 from services.auth.pepper import Pepper
 from services.auth.revocations import RevocationFeed
@@ -19,6 +23,8 @@ from services.auth.rpc import AuthRpc
 from services.auth.service import AuthService
 from services.auth.settings import Settings
 from services.auth.tenants import Tenants
+from services.auth.upkeep import keep_tidy
+from services.auth.watchers import Watchers
 from services.shared.clock import utc_now
 from services.shared.postgres import Database, open_database
 from services.shared.server import Registration, Service
@@ -31,13 +37,13 @@ _MIGRATIONS = Path(__file__).parent / "migrations"
 async def compose(settings: Settings) -> AsyncIterator[Service]:
     """Yields auth, ready to be served."""
     async with open_database(settings, "auth", _MIGRATIONS) as database:
-        feed = RevocationFeed(database)
-        service = _service(settings, database, feed)
+        effects = Effects(database, settings.fence)
+        service = _service(settings, database, effects)
         operator_key = secret_text(settings.bootstrap_operator_key_file)
         if operator_key is not None:
             await service.keys.put_operator_key(operator_key)
-        feeding = asyncio.create_task(feed.run())
-        try:
+        loops = (service.feed.run(), effects.run(), service.uses.run(), keep_tidy(database))
+        async with _running(*loops):
             yield Service(
                 registrations=[
                     Registration(
@@ -50,21 +56,33 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
                 auditor=LocalAuditor(service),
                 checks={"postgres": database.check},
             )
-        finally:
-            feeding.cancel()
+
+
+@asynccontextmanager
+async def _running(*loops: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    tasks = [asyncio.create_task(loop) for loop in loops]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
             with suppress(asyncio.CancelledError):
-                await feeding
+                await task
 
 
-def _service(settings: Settings, database: Database, feed: RevocationFeed) -> AuthService:
+def _service(settings: Settings, database: Database, effects: Effects) -> AuthService:
     pepper = _pepper(settings.pepper_file)
     mint = Mint(pepper, settings.key_prefix)
+    jobs = settings.job_key_lifetime
     return AuthService(
-        Tenants(database, mint),
-        Keys(database, mint, pepper, utc_now, job_key_lifetime=settings.job_key_lifetime),
-        Deployments(database),
+        Tenants(database, mint, effects, utc_now, job_key_lifetime=jobs),
+        Keys(database, mint, pepper, utc_now, job_key_lifetime=jobs),
+        Endings(database, mint, effects),
+        Deployments(database, effects),
         AuditLog(database),
-        feed,
+        RevocationFeed(database),
+        Watchers(database, settings.fence),
+        LastUses(database, utc_now),
     )
 
 

@@ -4,9 +4,12 @@ from dataclasses import dataclass
 
 from services.auth.audit import AuditLog
 from services.auth.deployments import Deployments
+from services.auth.endings import Endings
 from services.auth.keys import Keys
+from services.auth.last_uses import LastUses
 from services.auth.revocations import RevocationFeed
 from services.auth.tenants import Tenants
+from services.auth.watchers import Watchers
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +18,9 @@ class AuthService:
 
     tenants: Tenants
     keys: Keys
+    endings: Endings
     deployments: Deployments
     audit: AuditLog
     feed: RevocationFeed
+    watchers: Watchers
+    uses: LastUses

@@ -3,6 +3,8 @@
 from datetime import timedelta
 from pathlib import Path
 
+from pydantic import Field
+
 from services.shared.settings import LOCAL_PKI, LOCAL_STATE, PostgresSettings, ServiceSettings
 
 
@@ -21,3 +23,8 @@ class Settings(ServiceSettings, PostgresSettings):
     bootstrap_operator_key_file: Path | None = None
     # How long a job may act for a tenant after it was asked for.
     job_key_lifetime: timedelta = timedelta(hours=24)
+    # How long a replica that has fallen silent may trust what it remembers of keys: the longest
+    # that a revocation waits for it.
+    fence: timedelta = Field(
+        default=timedelta(seconds=1), ge=timedelta(milliseconds=500), le=timedelta(seconds=10)
+    )

@@ -1,25 +1,24 @@
 """The tables of auth, one function a query."""
 
-from collections.abc import Sequence
 from datetime import datetime
-from typing import TypeVar
 
 import asyncpg
 
 from services.auth.domain import Key, NewKey, Tenant
-from services.auth.revocation_store import announce_revocation
 from services.shared.errors import NotFoundError
 from services.shared.ids import DeploymentId, KeyId, TenantId
 from services.shared.postgres import Connection
-from services.shared.principal import KeyKind, Plan, Principal
+from services.shared.principal import KeyKind, Plan
 
-_Value = TypeVar("_Value")
-
-_KEY_COLUMNS = "key_id, kind, deployment_id, name, scopes, hint, created_at, revoked_at"
+KEY_COLUMNS = (
+    "key_id, kind, deployment_id, name, scopes, hint, created_at, revoked_at, expires_at,"
+    " last_used_at, successor_key_id, support_reason, announced_sequence"
+)
 _INSERT_KEY = """
     INSERT INTO keys (key_id, kind, tenant_id, deployment_id, digest, hint, name, scopes,
-                      bound_peer, issued_by, request_id, expires_at)
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+                      bound_peer, issued_by, request_id, expires_at, predecessor_key_id,
+                      grace_period)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
     ON CONFLICT (tenant_id, request_id) DO NOTHING
     RETURNING key_id
 """
@@ -50,7 +49,7 @@ async def tenant_of_request(connection: Connection, by: KeyId, request_id: str) 
         by,
         request_id,
     )
-    return _tenant(_found(row, "tenant"))
+    return _tenant(found(row, "tenant"))
 
 
 async def get_tenant(connection: Connection, tenant_id: TenantId) -> Tenant:
@@ -62,7 +61,51 @@ async def get_tenant(connection: Connection, tenant_id: TenantId) -> Tenant:
     row = await connection.fetchrow(
         "SELECT tenant_id, name, plan, created_at FROM tenants WHERE tenant_id = $1", tenant_id
     )
-    return _tenant(_found(row, "tenant"))
+    return _tenant(found(row, "tenant"))
+
+
+async def hold_tenant(connection: Connection, tenant_id: TenantId) -> None:
+    """Returns when the tenant is not closed, nor will be, nor its plan change, until the commit.
+
+    Whatever makes a key of it does this first.
+
+    Raises:
+        NotFoundError: it is closed.
+    """
+    row = await connection.fetchrow(
+        "SELECT 1 FROM tenants WHERE tenant_id = $1 AND closed_at IS NULL FOR SHARE", tenant_id
+    )
+    found(row, "tenant")
+
+
+async def lock_tenant(connection: Connection, tenant_id: TenantId) -> int | None:
+    """Returns the revocation that closed the tenant, if it is; nothing is made of it meanwhile."""
+    row = await connection.fetchrow(
+        "SELECT closed_sequence FROM tenants WHERE tenant_id = $1 FOR NO KEY UPDATE", tenant_id
+    )
+    sequence: int | None = found(row, "tenant")["closed_sequence"]
+    return sequence
+
+
+async def change_plan(connection: Connection, tenant_id: TenantId, plan: Plan) -> list[KeyId]:
+    """Moves the locked tenant to the plan; returns its keys, whose meaning changes with it."""
+    await connection.execute("UPDATE tenants SET plan = $2 WHERE tenant_id = $1", tenant_id, plan)
+    rows = await connection.fetch(
+        "SELECT key_id FROM keys WHERE tenant_id = $1 AND revoked_at IS NULL"
+        " AND (expires_at IS NULL OR expires_at > now())",
+        tenant_id,
+    )
+    return [KeyId(row["key_id"]) for row in rows]
+
+
+async def close_tenant(connection: Connection, tenant_id: TenantId, sequence: int | None) -> None:
+    """Closes the locked tenant, whose keys the revocation `sequence` ended."""
+    await connection.execute(
+        "UPDATE tenants SET closed_at = coalesce(closed_at, now()),"
+        " closed_sequence = coalesce($2, closed_sequence) WHERE tenant_id = $1",
+        tenant_id,
+        sequence,
+    )
 
 
 async def insert_key(connection: Connection, tenant_id: TenantId | None, key: NewKey) -> bool:
@@ -86,6 +129,8 @@ async def insert_key(connection: Connection, tenant_id: TenantId | None, key: Ne
             key.issued_by,
             key.request_id,
             key.expires_at,
+            key.predecessor,
+            key.grace,
         )
     except asyncpg.ForeignKeyViolationError as error:
         raise NotFoundError("deployment") from error
@@ -101,6 +146,7 @@ async def reissue_key(connection: Connection, tenant_id: TenantId, key: NewKey) 
         "UPDATE keys SET digest = $3, hint = $4"
         " WHERE tenant_id = $1 AND request_id = $2 AND kind = $5"
         " AND deployment_id IS NOT DISTINCT FROM $6 AND scopes = $7 AND name = $8"
+        " AND expires_at IS NOT DISTINCT FROM $9 AND predecessor_key_id IS NULL"
         " AND first_used_at IS NULL AND revoked_at IS NULL RETURNING key_id",
         tenant_id,
         key.request_id,
@@ -110,21 +156,27 @@ async def reissue_key(connection: Connection, tenant_id: TenantId, key: NewKey) 
         key.deployment_id,
         sorted(key.scopes),
         key.name,
+        key.expires_at,
     )
     return KeyId(key_id) if key_id is not None else None
 
 
-async def put_operator_key(connection: Connection, key: NewKey) -> None:
-    """Makes the key the operator's, and every earlier one of the same origin invalid."""
-    await connection.execute(
+async def put_operator_key(connection: Connection, key: NewKey) -> KeyId | None:
+    """Makes the key the operator's, and every earlier one of the same origin invalid.
+
+    Returns the id whose meaning that changed; None when it was so before, or is new.
+    """
+    key_id = await connection.fetchval(
         "UPDATE keys SET digest = $2, hint = $3, scopes = $4, revoked_at = NULL"
-        " WHERE tenant_id IS NULL AND request_id = $1 AND digest <> $2",
+        " WHERE tenant_id IS NULL AND request_id = $1 AND (digest <> $2 OR scopes <> $4)"
+        " RETURNING key_id",
         key.request_id,
         key.digest,
         key.hint,
         sorted(key.scopes),
     )
     await insert_key(connection, None, key)
+    return KeyId(key_id) if key_id is not None else None
 
 
 async def list_keys(
@@ -136,7 +188,7 @@ async def list_keys(
 ) -> list[Key]:
     """Returns keys, newest first, that come after the position `after`; none of jobs."""
     rows = await connection.fetch(
-        f"SELECT {_KEY_COLUMNS} FROM keys WHERE tenant_id = $1 AND kind <> 'job'"  # noqa: S608 a constant
+        f"SELECT {KEY_COLUMNS} FROM keys WHERE tenant_id = $1 AND kind <> 'job'"  # noqa: S608 a constant
         " AND ($2::text IS NULL OR deployment_id = $2)"
         " AND ($3::timestamptz IS NULL OR (created_at, key_id) < ($3, $4))"
         " ORDER BY created_at DESC, key_id DESC LIMIT $5",
@@ -146,143 +198,7 @@ async def list_keys(
         after[1] if after else None,
         limit,
     )
-    return [_key(row) for row in rows]
-
-
-async def resolve_keys(
-    connection: Connection, digests: Sequence[bytes]
-) -> tuple[int, list[Principal | None]]:
-    """Returns the last revocation and the principal of each digest, of one moment.
-
-    One statement: the number and the keys are of one snapshot, so no revocation is between them.
-    """
-    rows = await connection.fetch(
-        """
-        SELECT s.sequence, k.key_id, k.kind, k.tenant_id, k.deployment_id, k.scopes, k.expires_at,
-               k.bound_peer, t.plan, k.first_used_at IS NULL AS unused
-        FROM revocation_sequence s
-        CROSS JOIN unnest($1::bytea[]) WITH ORDINALITY AS asked (digest, position)
-        LEFT JOIN keys k ON k.digest = asked.digest AND k.revoked_at IS NULL
-             AND (k.expires_at IS NULL OR k.expires_at > now())
-        LEFT JOIN tenants t ON t.tenant_id = k.tenant_id
-        ORDER BY asked.position
-        """,
-        list(digests),
-    )
-    unused = [row["key_id"] for row in rows if row["key_id"] is not None and row["unused"]]
-    if unused:
-        await connection.execute(
-            "UPDATE keys SET first_used_at = now()"
-            " WHERE key_id = ANY($1) AND first_used_at IS NULL",
-            unused,
-        )
-    return rows[0]["sequence"], [_principal(row) for row in rows]
-
-
-async def revoke_key(connection: Connection, tenant_id: TenantId, key_id: KeyId) -> datetime:
-    """Revokes one key; returns when it was revoked, which may be before.
-
-    Raises:
-        NotFoundError: unknown, or another tenant's.
-    """
-    row = await connection.fetchrow(
-        "SELECT revoked_at FROM keys WHERE tenant_id = $1 AND key_id = $2 AND kind <> 'job'"
-        " FOR UPDATE",
-        tenant_id,
-        key_id,
-    )
-    before: datetime | None = _found(row, "key")["revoked_at"]
-    if before is not None:
-        return before
-    revoked_at: datetime | None = await connection.fetchval(
-        "UPDATE keys SET revoked_at = now() WHERE tenant_id = $1 AND key_id = $2"
-        " RETURNING revoked_at",
-        tenant_id,
-        key_id,
-    )
-    await announce_revocation(connection, [key_id])
-    return _known(revoked_at)
-
-
-async def register_deployment(
-    connection: Connection, tenant_id: TenantId, deployment_id: DeploymentId
-) -> None:
-    """Binds the deployment to the tenant, unless it is bound already.
-
-    Raises:
-        NotFoundError: it is another tenant's, or was retired.
-    """
-    await connection.execute(
-        "INSERT INTO deployments (deployment_id, tenant_id) VALUES ($1, $2) ON CONFLICT DO NOTHING",
-        deployment_id,
-        tenant_id,
-    )
-    await verify_deployment(connection, tenant_id, deployment_id)
-
-
-async def verify_deployment(
-    connection: Connection, tenant_id: TenantId, deployment_id: DeploymentId
-) -> None:
-    """Returns when the deployment is the tenant's and not retired.
-
-    Raises:
-        NotFoundError: otherwise.
-    """
-    row = await connection.fetchrow(
-        "SELECT 1 FROM deployments WHERE tenant_id = $1 AND deployment_id = $2"
-        " AND retired_at IS NULL",
-        tenant_id,
-        deployment_id,
-    )
-    _found(row, "deployment")
-
-
-async def retire_deployment(
-    connection: Connection, tenant_id: TenantId, deployment_id: DeploymentId
-) -> int:
-    """Revokes all keys of the deployment, for good; returns how many were valid.
-
-    A deployment that was never registered is retired too, so that it never will be. One of another
-    tenant stays as it is, and nothing says that it exists.
-    """
-    await connection.execute(
-        "INSERT INTO deployments (deployment_id, tenant_id, retired_at) VALUES ($1, $2, now())"
-        " ON CONFLICT DO NOTHING",
-        deployment_id,
-        tenant_id,
-    )
-    await connection.execute(
-        "UPDATE deployments SET retired_at = now()"
-        " WHERE tenant_id = $1 AND deployment_id = $2 AND retired_at IS NULL",
-        tenant_id,
-        deployment_id,
-    )
-    rows = await connection.fetch(
-        "UPDATE keys SET revoked_at = now()"
-        " WHERE tenant_id = $1 AND deployment_id = $2 AND revoked_at IS NULL RETURNING key_id",
-        tenant_id,
-        deployment_id,
-    )
-    if rows:
-        await announce_revocation(connection, [KeyId(row["key_id"]) for row in rows])
-    return len(rows)
-
-
-async def lock_deployment(
-    connection: Connection, tenant_id: TenantId, deployment_id: DeploymentId
-) -> None:
-    """Holds the deployment until the transaction ends, so that it is not retired meanwhile.
-
-    Raises:
-        NotFoundError: another tenant's, unknown or retired.
-    """
-    row = await connection.fetchrow(
-        "SELECT 1 FROM deployments WHERE tenant_id = $1 AND deployment_id = $2"
-        " AND retired_at IS NULL FOR UPDATE",
-        tenant_id,
-        deployment_id,
-    )
-    _found(row, "deployment")
+    return [key_of(row) for row in rows]
 
 
 async def delete_expired_jobs(connection: Connection, tenant_id: TenantId) -> None:
@@ -294,22 +210,23 @@ async def delete_expired_jobs(connection: Connection, tenant_id: TenantId) -> No
     )
 
 
-def _found(row: "asyncpg.Record | None", kind: str) -> asyncpg.Record:
+def found(row: "asyncpg.Record | None", kind: str) -> asyncpg.Record:
+    """Returns the row.
+
+    Raises:
+        NotFoundError: there is none.
+    """
     if row is None:
         raise NotFoundError(kind)
     return row
-
-
-def _known(value: _Value | None) -> _Value:
-    assert value is not None  # noqa: S101 the statement always returns a row
-    return value
 
 
 def _tenant(row: asyncpg.Record) -> Tenant:
     return Tenant(TenantId(row["tenant_id"]), row["name"], Plan(row["plan"]), row["created_at"])
 
 
-def _key(row: asyncpg.Record) -> Key:
+def key_of(row: asyncpg.Record) -> Key:
+    """Returns the key in a row of `KEY_COLUMNS`."""
     return Key(
         key_id=KeyId(row["key_id"]),
         kind=KeyKind(row["kind"]),
@@ -319,21 +236,11 @@ def _key(row: asyncpg.Record) -> Key:
         hint=row["hint"],
         created_at=row["created_at"],
         revoked_at=row["revoked_at"],
-    )
-
-
-def _principal(row: asyncpg.Record) -> Principal | None:
-    if row["key_id"] is None:
-        return None
-    return Principal(
-        key_id=KeyId(row["key_id"]),
-        kind=KeyKind(row["kind"]),
-        tenant_id=TenantId(row["tenant_id"]) if row["tenant_id"] is not None else None,
-        deployment_id=_deployment(row),
-        scopes=frozenset(row["scopes"]),
-        plan=Plan(row["plan"]) if row["plan"] is not None else Plan.FREE,
         expires_at=row["expires_at"],
-        bound_peer=row["bound_peer"],
+        last_used_at=row["last_used_at"],
+        successor=KeyId(row["successor_key_id"]) if row["successor_key_id"] else None,
+        support_reason=row["support_reason"],
+        announced=row["announced_sequence"],
     )
 
 

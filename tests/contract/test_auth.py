@@ -123,7 +123,7 @@ async def test_a_key_cannot_give_more_than_it_has(mesh: Mesh, auth: AuthServiceS
     with expect_refused("PERMISSION_DENIED", "SCOPE_MISSING"):
         await auth.IssueKey(request, metadata=bearer(narrow.key))
     with expect_refused("INVALID_ARGUMENT", "FIELD_INVALID", field="scopes"):
-        await mesh.key(customer, scopes=("tenants:write",))
+        await mesh.key(customer, scopes=("plan:write",))
     with expect_refused("PERMISSION_DENIED", "SCOPE_MISSING"):
         await auth.ListKeys(
             pb2.ListKeysRequest(),

@@ -4,7 +4,7 @@ from typing import Any
 
 from bulkhead.auth.v1 import auth_service_pb2 as pb2
 
-from services.auth.rpc.messages import MOST_NAME, read_new_deployment_id
+from services.auth.rpc.messages import MOST_NAME, effect_message, read_new_deployment_id
 from services.auth.rpc.part import Part
 from services.shared.fields import text
 from services.shared.ids import DeploymentId
@@ -25,10 +25,12 @@ class DeploymentsRpc(Part):
     async def RetireDeployment(
         self, request: pb2.RetireDeploymentRequest, context: Any
     ) -> pb2.RetireDeploymentResponse:
-        revoked = await self._service.deployments.retire(
+        revoked, effect = await self._service.deployments.retire(
             current_principal().tenant, read_new_deployment_id(request.deployment_id)
         )
-        return pb2.RetireDeploymentResponse(revoked_keys=revoked)
+        return pb2.RetireDeploymentResponse(
+            revoked_keys=revoked, effect=effect_message(effect) if effect is not None else None
+        )
 
     async def VerifyDeployment(
         self, request: pb2.VerifyDeploymentRequest, context: Any

@@ -1,17 +1,23 @@
 """Keys over the wire."""
 
+from datetime import timedelta
 from typing import Any
 
 from bulkhead.auth.v1 import auth_service_pb2 as pb2
 
 from services.auth.rpc.messages import (
+    KIND_VALUES,
     MOST_NAME,
+    effect_message,
     issued_message,
     key_message,
     read_deployment_id,
+    read_duration,
     read_request_id,
+    read_time,
     resolution_message,
     timestamp,
+    timestamp_if,
 )
 from services.auth.rpc.part import Part
 from services.shared.errors import InvalidFieldError
@@ -21,12 +27,13 @@ from services.shared.paging import next_page_token, page_position, page_size
 from services.shared.principal import current_caller, current_principal
 
 _MOST_SCOPES = 32
+_MOST_GRACE = timedelta(days=7)
 _MOST_DIGESTS = 256
 _DIGEST_BYTES = 32
 
 
 class KeysRpc(Part):
-    """Keys: issued, revoked, listed, resolved, lent to jobs."""
+    """Keys: issued, rotated, revoked, listed, resolved, lent to jobs."""
 
     async def IssueKey(self, request: pb2.IssueKeyRequest, context: Any) -> pb2.IssueKeyResponse:
         if len(request.scopes) > _MOST_SCOPES:
@@ -37,13 +44,36 @@ class KeysRpc(Part):
             read_deployment_id(request.deployment_id),
             request.scopes,
             text("name", request.name, least=0, most=MOST_NAME),
+            read_time("expire_time", request.expire_time)
+            if request.HasField("expire_time")
+            else None,
         )
         return issued_message(issued)
 
+    async def RotateKey(self, request: pb2.RotateKeyRequest, context: Any) -> pb2.RotateKeyResponse:
+        rotated = await self._service.endings.rotate(
+            current_principal(),
+            read_request_id(request.request_id),
+            KeyId(text("key_id", request.key_id, most=MOST_NAME)),
+            read_duration("grace_period", request.grace_period, _MOST_GRACE),
+        )
+        issued = rotated.issued
+        return pb2.RotateKeyResponse(
+            key_id=issued.key_id,
+            key=issued.key,
+            kind=KIND_VALUES[issued.kind],
+            deployment_id=issued.deployment_id or "",
+            scopes=sorted(issued.scopes),
+            expire_time=timestamp_if(issued.expires_at),
+            old_key_expire_time=timestamp(rotated.old_expires_at),
+        )
+
     async def RevokeKey(self, request: pb2.RevokeKeyRequest, context: Any) -> pb2.RevokeKeyResponse:
         key_id = KeyId(text("key_id", request.key_id, most=MOST_NAME))
-        revoked_at = await self._service.keys.revoke(current_principal().tenant, key_id)
-        return pb2.RevokeKeyResponse(key_id=key_id, revoke_time=timestamp(revoked_at))
+        revoked_at, effect = await self._service.endings.revoke(current_principal().tenant, key_id)
+        return pb2.RevokeKeyResponse(
+            key_id=key_id, revoke_time=timestamp(revoked_at), effect=effect_message(effect)
+        )
 
     async def ListKeys(self, request: pb2.ListKeysRequest, context: Any) -> pb2.ListKeysResponse:
         tenant_id = current_principal().tenant
@@ -80,7 +110,6 @@ class KeysRpc(Part):
         issued = await self._service.keys.delegate(
             current_principal(), caller.peer, text("purpose", request.purpose, most=MOST_NAME)
         )
-        response = pb2.DelegateResponse(key_id=issued.key_id, key=issued.key)
-        if issued.expires_at is not None:
-            response.expire_time.FromDatetime(issued.expires_at)
-        return response
+        return pb2.DelegateResponse(
+            key_id=issued.key_id, key=issued.key, expire_time=timestamp_if(issued.expires_at)
+        )

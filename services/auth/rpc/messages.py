@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
 from bulkhead.auth.v1 import auth_service_pb2 as pb2
 from bulkhead.common.v1 import access_pb2
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from services.auth.domain import IssuedKey, Key, Tenant
+from services.auth.domain import Effect, IssuedKey, Key, Tenant
 from services.shared.access import PLANS
 from services.shared.errors import InvalidFieldError
 from services.shared.fields import text
@@ -73,11 +74,52 @@ def read_plan(value: "pb2.Plan.ValueType") -> Plan:
         raise InvalidFieldError("plan", "is not a plan; use FREE, PRO or SCALE") from None
 
 
+def read_time(field: str, value: Timestamp) -> datetime:
+    """Returns the time, to the microsecond.
+
+    Raises:
+        InvalidFieldError: it is none.
+    """
+    try:
+        return value.ToDatetime(UTC)
+    except (ValueError, OverflowError):
+        raise InvalidFieldError(field, "is not a time") from None
+
+
+def read_duration(field: str, value: Duration, most: timedelta) -> timedelta:
+    """Returns the time span, to the microsecond.
+
+    Raises:
+        InvalidFieldError: it is negative or longer than `most`.
+    """
+    try:
+        span = value.ToTimedelta()
+    except (ValueError, OverflowError):
+        raise InvalidFieldError(field, "is not a duration") from None
+    if not timedelta(0) <= span <= most:
+        raise InvalidFieldError(field, f"must be 0 to {most}")
+    return span
+
+
 def timestamp(at: datetime) -> Timestamp:
     """Returns the time as a message."""
     message = Timestamp()
     message.FromDatetime(at)
     return message
+
+
+def timestamp_if(at: datetime | None) -> Timestamp | None:
+    """Returns the time as a message; None for none."""
+    return timestamp(at) if at is not None else None
+
+
+def effect_message(effect: Effect) -> pb2.Effect:
+    """Returns the effect as a message."""
+    return pb2.Effect(
+        effective_at=timestamp(effect.effective_at),
+        watchers_acknowledged=effect.acknowledged,
+        watchers_fenced=effect.fenced,
+    )
 
 
 def tenant_message(tenant: Tenant) -> pb2.Tenant:
@@ -98,6 +140,7 @@ def issued_message(issued: IssuedKey) -> pb2.IssueKeyResponse:
         kind=KIND_VALUES[issued.kind],
         deployment_id=issued.deployment_id or "",
         scopes=sorted(issued.scopes),
+        expire_time=timestamp_if(issued.expires_at),
     )
 
 
@@ -111,7 +154,11 @@ def key_message(key: Key) -> pb2.Key:
         scopes=sorted(key.scopes),
         hint=key.hint,
         create_time=timestamp(key.created_at),
-        revoke_time=timestamp(key.revoked_at) if key.revoked_at is not None else None,
+        revoke_time=timestamp_if(key.revoked_at),
+        expire_time=timestamp_if(key.expires_at),
+        last_use_time=timestamp_if(key.last_used_at),
+        successor_key_id=key.successor or "",
+        support_reason=key.support_reason or "",
     )
 
 
@@ -119,7 +166,6 @@ def resolution_message(principal: Principal | None) -> pb2.Resolution:
     """Returns whose a key is as a message."""
     if principal is None:
         return pb2.Resolution()
-    expires_at = principal.expires_at
     return pb2.Resolution(
         principal=pb2.Principal(
             key_id=principal.key_id,
@@ -128,7 +174,7 @@ def resolution_message(principal: Principal | None) -> pb2.Resolution:
             deployment_id=principal.deployment_id or "",
             scopes=sorted(principal.scopes),
             plan=PLAN_VALUES[principal.plan],
-            expire_time=timestamp(expires_at) if expires_at is not None else None,
+            expire_time=timestamp_if(principal.expires_at),
             bound_peer=principal.bound_peer or "",
         )
     )
