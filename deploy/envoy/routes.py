@@ -14,6 +14,7 @@ _PER_ROUTE = {
     BUFFER: "type.googleapis.com/envoy.extensions.filters.http.buffer.v3.BufferPerRoute",
     CHECK: "type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute",
 }
+_LIMIT_HEADERS = ("ratelimit", "ratelimit-policy")
 _UNARY_SECONDS = 60
 _STREAM_SECONDS = 3_600
 _IDLE_SECONDS = 900
@@ -70,6 +71,8 @@ def _deployments(domain: str) -> dict[str, Any]:
     return {
         "name": "deployments",
         "domains": [f"*.{domain}"],
+        # The door's alone: a deployment's own would name limits that nobody keeps.
+        "response_headers_to_remove": list(_LIMIT_HEADERS),
         "routes": [
             {
                 "match": {"prefix": "/"},

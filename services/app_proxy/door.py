@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
 
+from services.app_proxy.rate_limit_headers import Quota
 from services.app_proxy.routes import Route, RouteState
 from services.shared.errors import Reason, UnavailableError
 from services.shared.principal import KeyKind, Principal
@@ -29,10 +30,14 @@ class Decision(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """The limiter's decision; `retry_after` is set when it is a refusal that passes."""
+    """The limiter's decision; `retry_after` is set when it is a refusal that passes.
+
+    Without quotas the limiter did not say how the limits stand.
+    """
 
     decision: Decision
     retry_after: timedelta | None = None
+    quotas: tuple[Quota, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +55,8 @@ class Guest:
     route: Route
     principal: Principal
     key: str
+    # How its limits stand, this request counted.
+    quotas: tuple[Quota, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +71,8 @@ class Refusal:
     retry_after: int | None = None
     # The value of WWW-Authenticate (RFC 6750, 3).
     challenge: str | None = None
+    # How the limits stand, of whoever is over one of them.
+    quotas: tuple[Quota, ...] = ()
 
 
 def presented_key(authorization: str | None) -> str | None:
@@ -183,7 +192,7 @@ def over_limit(allowance: Allowance) -> Refusal | None:
             reason, title = Reason.QUOTA_EXCEEDED, "The month's calls are used up"
             detail = "The plan's calls of this calendar month (UTC) are used up."
     wait = _whole_seconds(allowance.retry_after)
-    return Refusal(429, reason, title, detail, retry_after=wait)
+    return Refusal(429, reason, title, detail, retry_after=wait, quotas=allowance.quotas)
 
 
 def _whole_seconds(wait: timedelta | None) -> int:

@@ -11,6 +11,7 @@ from google.rpc import code_pb2
 
 from services.app_proxy.door import Guest, Refusal, Visit
 from services.app_proxy.problems import answer_to
+from services.app_proxy.rate_limit_headers import rate_limit_headers
 from services.app_proxy.service import Door
 
 SERVICE = "envoy.service.auth.v3.Authorization"
@@ -32,7 +33,7 @@ class DoorServicer(AuthorizationServicer):
         verdict = await self._door.admit(Visit(authority, headers.get("authorization")))
         if isinstance(verdict, Guest):
             structlog.contextvars.bind_contextvars(deployment_id=verdict.route.deployment_id)
-            return _admitted(headers)
+            return _admitted(headers, verdict)
         return _denied(verdict, headers.get("accept"))
 
 
@@ -48,11 +49,14 @@ def _headers(http: pb.AttributeContext.HttpRequest) -> Mapping[str, str]:
     return joined
 
 
-def _admitted(headers: Mapping[str, str]) -> pb.CheckResponse:
+def _admitted(headers: Mapping[str, str], guest: Guest) -> pb.CheckResponse:
     forged = [name for name in headers if name.startswith(_RESERVED)]
     return pb.CheckResponse(
         status=pb.Status(code=code_pb2.OK),
-        ok_response=pb.OkHttpResponse(headers_to_remove=forged),
+        ok_response=pb.OkHttpResponse(
+            headers_to_remove=forged,
+            response_headers_to_add=_overwriting(rate_limit_headers(guest.quotas)),
+        ),
     )
 
 
@@ -62,13 +66,17 @@ def _denied(refusal: Refusal, accept: str | None) -> pb.CheckResponse:
         status=pb.Status(code=code_pb2.PERMISSION_DENIED, message=refusal.reason.value),
         denied_response=pb.DeniedHttpResponse(
             status=HttpStatus(code=answer.status),
-            headers=[
-                HeaderValueOption(
-                    header=HeaderValue(key=name, value=value),
-                    append_action=HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD,
-                )
-                for name, value in answer.headers.items()
-            ],
+            headers=_overwriting(answer.headers),
             body=answer.body,
         ),
     )
+
+
+def _overwriting(headers: Mapping[str, str]) -> list[HeaderValueOption]:
+    return [
+        HeaderValueOption(
+            header=HeaderValue(key=name, value=value),
+            append_action=HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD,
+        )
+        for name, value in headers.items()
+    ]

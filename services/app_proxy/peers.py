@@ -1,6 +1,6 @@
 """What app_proxy asks of other services."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import grpc
 from bulkhead.provisioner.v1 import provisioner_service_pb2 as provisioner_pb2
@@ -10,6 +10,8 @@ from bulkhead.ratelimit.v1.ratelimit_service_pb2_grpc import RatelimitServiceStu
 
 from services.app_proxy.database.roles import Address, Role
 from services.app_proxy.door import Allowance, Decision
+from services.app_proxy.rate_limit_headers import Quota, burst_quota, month_quota
+from services.shared.clock import utc_now
 from services.shared.coalesce import Coalescer
 from services.shared.errors import UnavailableError
 from services.shared.status import translated
@@ -79,4 +81,13 @@ def _allowance(result: ratelimit_pb2.AcquireResult) -> Allowance:
     if decision is None:
         raise UnavailableError("the limiter's answer is not understood")
     wait = result.retry_after.ToTimedelta() if result.HasField("retry_after") else None
-    return Allowance(decision, wait)
+    return Allowance(decision, wait, tuple(_quotas(result)))
+
+
+def _quotas(result: ratelimit_pb2.AcquireResult) -> Iterator[Quota]:
+    if result.burst and result.rate_per_second:
+        burst, rate = result.burst, result.rate_per_second
+        yield burst_quota(burst, rate, result.burst_remaining, result.burst_reset.ToTimedelta())
+    if result.HasField("quota"):
+        reset = result.quota_reset.ToTimedelta()
+        yield month_quota(result.quota, result.quota_remaining, reset, utc_now())

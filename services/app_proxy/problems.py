@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from html import escape
 
 from services.app_proxy.door import Refusal
+from services.app_proxy.rate_limit_headers import rate_limit_headers
 
 _PROBLEM = "application/problem+json"
 _HTML = "text/html"
@@ -39,6 +40,7 @@ def answer_to(refusal: Refusal, accept: str | None) -> HttpAnswer:
     }
     if refusal.retry_after is not None:
         headers["retry-after"] = str(refusal.retry_after)
+    headers |= rate_limit_headers(refusal.quotas, refusal.retry_after)
     if refusal.challenge is not None:
         headers["www-authenticate"] = refusal.challenge
     return HttpAnswer(refusal.status, headers, _page(refusal) if page else _problem(refusal))

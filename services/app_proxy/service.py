@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Protocol
 
 import structlog
@@ -201,7 +202,7 @@ class Door:
         except UnavailableError as error:
             return unavailable(error)
         self._admitted.remember(guest.route)
-        return over_limit(allowance) or guest
+        return over_limit(allowance) or replace(guest, quotas=allowance.quotas)
 
     async def identify(self, visit: Visit) -> Guest | Refusal:
         """Returns who visits, or why the visit ends here; for a request that was admitted before.
