@@ -48,7 +48,7 @@ class Keyring:
         return [pepper.id for pepper in self._known]
 
     def candidates(self, key_digest: bytes) -> list[bytes]:
-        """Returns what the key may be stored as, one value for each pepper in the order of `ids`."""
+        """Returns what the key may be stored as, by each pepper, in the order of `ids`."""
         return [pepper.apply(key_digest) for pepper in self._known]
 
     def is_previous(self, place: int) -> bool:
