@@ -11,9 +11,9 @@ from bulkhead.auth.v1.auth_service_pb2_grpc import AuthServiceStub
 from bulkhead.common.v1 import access_pb2
 from google.protobuf.message_factory import GetMessageClass
 
-from services.shared.access import KEY_KINDS
 from services.shared.keyformat import new_key
 from services.shared.principal import KeyKind, permits
+from services.shared.principal_messages import KEY_KINDS
 from tests.contracts import Method, every_method
 from tests.mesh import Customer, Mesh, bearer, fresh_id
 from tests.refusals import details
@@ -176,6 +176,7 @@ def naming_requests(method: Method) -> list[tuple[str, str]]:
 # What a request needs beside the id so that the id is what it is judged by.
 COMPLETED: Mapping[str, Callable[[], dict[str, Any]]] = {
     "/bulkhead.auth.v1.AuthService/IssueKey": lambda: {"request_id": fresh_id()},
+    "/bulkhead.auth.v1.AuthService/RotateKey": lambda: {"request_id": fresh_id()},
 }
 # Methods that answer alike for every id: nothing is found, nothing is changed, nothing is told.
 SILENT = {

@@ -9,9 +9,9 @@ import pytest
 from bulkhead.auth.v1 import auth_service_pb2 as pb2
 from bulkhead.auth.v1.auth_service_pb2_grpc import AuthServiceStub
 
-from services.shared.access import KeyResolver
 from services.shared.channel import open_channel
 from services.shared.errors import UnavailableError
+from services.shared.key_resolver import KeyResolver, watching
 from services.shared.keyformat import digest, new_key
 from services.shared.principal import KeyKind
 from tests.mesh import Customer, Mesh, bearer
@@ -32,6 +32,11 @@ class Counted:
         self.batches.append(len(request.digests))
         return await self._stub.ResolveKeys(request)
 
+    async def AcknowledgeRevocations(  # noqa: N802
+        self, request: pb2.AcknowledgeRevocationsRequest, timeout: float
+    ) -> Any:
+        return await self._stub.AcknowledgeRevocations(request, timeout=timeout)
+
     def WatchRevocations(self, request: pb2.WatchRevocationsRequest) -> Any:  # noqa: N802
         return self._stub.WatchRevocations(request)
 
@@ -42,13 +47,8 @@ async def resolving(mesh: Mesh) -> AsyncIterator[tuple[KeyResolver, Counted]]:
     settings = mesh.settings["ratelimit"]
     async with open_channel(settings, "auth", settings.auth_target) as channel:
         counted = Counted(AuthServiceStub(channel))
-        resolver = KeyResolver(counted)  # type: ignore[arg-type]
-        watching = asyncio.create_task(resolver.watch())
-        try:
+        async with watching(KeyResolver(counted)) as resolver:  # type: ignore[arg-type]
             yield resolver, counted
-        finally:
-            watching.cancel()
-            await asyncio.wait([watching])
 
 
 async def remembered(resolver: KeyResolver, counted: Counted, key: str) -> None:

@@ -10,11 +10,11 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.auth.domain import Effect, IssuedKey, Key, Tenant
-from services.shared.access import PLANS
 from services.shared.errors import InvalidFieldError
 from services.shared.fields import text
 from services.shared.ids import DeploymentId
 from services.shared.principal import KeyKind, Plan, Principal
+from services.shared.principal_messages import PLANS
 
 MOST_NAME = 100
 _MOST_REQUEST_ID = 64

@@ -7,7 +7,7 @@ from bulkhead.common.v1 import access_pb2
 from bulkhead.common.v1.access_pb2 import Access
 from google.protobuf.message import Message
 
-from services.shared.access import KEY_KINDS, Auditor, Authenticator
+from services.shared.access import Auditor, Authenticator
 from services.shared.errors import (
     PermissionDeniedError,
     Reason,
@@ -16,6 +16,7 @@ from services.shared.errors import (
 )
 from services.shared.interceptors.call import Call, Entered
 from services.shared.principal import Caller, Principal, set_caller
+from services.shared.principal_messages import KEY_KINDS
 from services.shared.tls import peer_service
 
 
