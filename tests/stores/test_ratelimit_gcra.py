@@ -1,22 +1,27 @@
 """The pure rules of the limiter, against slower models that say the same another way."""
 
-from dataclasses import dataclass
+from calendar import monthrange
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 from itertools import accumulate
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.ratelimit.domain import Counters, Decision, Limits, Take, decide
 from services.ratelimit.gcra import MICROSECONDS, Ceiling
-from services.ratelimit.months import microseconds, moment, month_of, next_month
+from services.ratelimit.months import microseconds, moment, month_at, month_of, next_month
 from services.shared.ids import DeploymentId
 
 START_US = microseconds(datetime(2026, 11, 22, 12, tzinfo=UTC))
 DEPLOYMENT = DeploymentId("dep_1")
 
+plans = st.tuples(
+    st.builds(Ceiling, st.integers(1, 5_000), st.integers(1, 50)),
+    st.one_of(st.none(), st.integers(1, 200)),
+)
 ceilings = st.builds(Ceiling, st.integers(1, 5_000), st.integers(1, 50))
 steps = st.lists(
     st.tuples(st.integers(0, 3 * MICROSECONDS), st.integers(0, 60)), min_size=1, max_size=60
@@ -39,6 +44,7 @@ class LeakyBucket:
         return fits
 
 
+@settings(deadline=None)
 @given(ceilings, steps)
 def test_it_admits_what_an_exact_leaky_bucket_admits(
     ceiling: Ceiling, steps: list[tuple[int, int]]
@@ -51,6 +57,74 @@ def test_it_admits_what_an_exact_leaky_bucket_admits(
         assert reading.burst_remaining == (ceiling.burst - model.level).__floor__()
 
 
+@dataclass
+class Subscription:
+    """The whole limiter in exact arithmetic: a bucket that drains, and a page per month."""
+
+    bucket: LeakyBucket
+    month: tuple[int, int] = (0, 0)
+    used: int = 0
+
+    def take(
+        self, at: datetime, elapsed_us: int, cost: int, plan: tuple[Ceiling, int | None]
+    ) -> bool:
+        ceiling, monthly = plan
+        if (at.year, at.month) != self.month:
+            self.month, self.used = (at.year, at.month), 0
+        self._wait(elapsed_us, ceiling)
+        fits = self.bucket.level + cost <= ceiling.burst and (
+            monthly is None or self.used + cost <= monthly
+        )
+        if fits:
+            self.bucket.level += cost
+            self.used += cost
+        return fits
+
+    def _wait(self, elapsed_us: int, ceiling: Ceiling) -> None:
+        before = self.bucket.ceiling
+        drained = self.bucket.level - Fraction(elapsed_us, before.interval_us)
+        level = max(Fraction(0), drained)
+        if before.interval_us != ceiling.interval_us:
+            # A call that is half worked off counts as whole at another rate.
+            level = Fraction(level.__ceil__())
+        self.bucket = LeakyBucket(ceiling, min(level, Fraction(ceiling.burst)))
+
+
+long_steps = st.lists(
+    st.tuples(
+        st.one_of(st.integers(0, 3 * MICROSECONDS), st.integers(0, 40 * 86_400 * MICROSECONDS)),
+        st.integers(1, 60),
+        plans,
+    ),
+    min_size=1,
+    max_size=40,
+)
+
+
+@settings(deadline=None)
+@given(moments, long_steps)
+def test_plans_that_change_count_at_once_in_bursts_and_calendar_months(
+    start: datetime, steps: list[tuple[int, int, tuple[Ceiling, int | None]]]
+) -> None:
+    now, counters = start, Counters()
+    model, month = Subscription(LeakyBucket(steps[0][2][0])), ""
+    elapsed_since_taken = 0
+    for elapsed, cost, (ceiling, monthly) in steps:
+        now += timedelta(microseconds=elapsed)
+        if f"{now:%Y-%m}" != month:
+            month, counters = f"{now:%Y-%m}", Counters(counters.bucket, 0)
+        take = Take(DEPLOYMENT, Limits(ceiling, monthly), cost)
+        counters, reading = decide(counters, take, microseconds(now))
+        trial = replace(model, bucket=replace(model.bucket))
+        admitted = trial.take(now, elapsed_since_taken + elapsed, cost, (ceiling, monthly))
+        assert (reading.decision is Decision.ALLOWED) == admitted
+        assert reading.used == trial.used
+        # What is refused changes nothing, the rate that the bucket is kept at included.
+        elapsed_since_taken = 0 if admitted else elapsed_since_taken + elapsed
+        model = trial if admitted else model
+
+
+@settings(deadline=None)
 @given(ceilings, steps)
 def test_no_window_ever_holds_more_than_burst_and_rate(
     ceiling: Ceiling, steps: list[tuple[int, int]]
@@ -68,6 +142,7 @@ def test_no_window_ever_holds_more_than_burst_and_rate(
             assert total <= ceiling.burst + ceiling.rate_per_second * window
 
 
+@settings(deadline=None)
 @given(ceilings, steps, st.one_of(st.none(), st.integers(1, 100)), st.integers(1, 60))
 def test_after_waiting_as_told_the_same_call_is_admitted_and_not_a_microsecond_before(
     ceiling: Ceiling, steps: list[tuple[int, int]], monthly: int | None, cost: int
@@ -96,6 +171,7 @@ def _decision_at(counters: Counters, limits: Limits, cost: int, at: datetime) ->
     return decide(later, Take(DEPLOYMENT, limits, cost), microseconds(at))[1].decision
 
 
+@settings(deadline=None)
 @given(ceilings, steps)
 def test_what_is_refused_changes_nothing(ceiling: Ceiling, steps: list[tuple[int, int]]) -> None:
     counters, now = Counters(), START_US
@@ -132,6 +208,7 @@ def test_the_longer_of_the_two_waits_is_told() -> None:
     assert refused.retry_after == timedelta(seconds=5)
 
 
+@settings(deadline=None)
 @given(moments)
 def test_a_moment_lies_in_its_month_and_the_next_begins_after_it(at: datetime) -> None:
     following = next_month(at)
@@ -141,6 +218,20 @@ def test_a_moment_lies_in_its_month_and_the_next_begins_after_it(at: datetime) -
     assert (following.day, following.time()) == (1, datetime.min.time())
 
 
+@settings(deadline=None)
+@given(moments)
+def test_a_month_lasts_as_long_as_the_calendar_says(at: datetime) -> None:
+    month = month_at(microseconds(at))
+    days = monthrange(at.year, at.month)[1]
+    assert month.name == f"{at.year:04}-{at.month:02}"
+    assert month.ends_us - month.begins_us == days * 86_400 * MICROSECONDS
+    assert month.holds(microseconds(at))
+    assert month.holds(month.begins_us)
+    assert not month.holds(month.ends_us)
+    assert month_at(month.ends_us).begins_us == month.ends_us
+
+
+@settings(deadline=None)
 @given(moments)
 def test_microseconds_and_moments_are_one_to_one(at: datetime) -> None:
     assert moment(microseconds(at)) == at
