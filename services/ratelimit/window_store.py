@@ -58,7 +58,7 @@ class WindowStore:
         now_us = chosen_us if chosen_us is not None else _local_us() + self._ahead_us
         for _ in range(_TRIES):
             windows = [window_at(each.unit, each.multiplier, now_us) for each in wanted]
-            answer = await self._run(_keys(domain, wanted, windows), wanted, windows, chosen_us)
+            answer = await self._run(keys_of(domain, wanted, windows), wanted, windows, chosen_us)
             now_us, *numbers = map(int, answer.split())
             if chosen_us is None:
                 self._ahead_us = now_us - _local_us()
@@ -88,7 +88,8 @@ def _local_us() -> int:
     return time.time_ns() // 1_000
 
 
-def _keys(domain: str, wanted: Sequence[Counted], windows: Sequence[Window]) -> list[str]:
+def keys_of(domain: str, wanted: Sequence[Counted], windows: Sequence[Window]) -> list[str]:
+    """Returns where each count is; all of a domain in one slot."""
     # Digests: a domain may hold what would end the tag, and values are nobody else's business.
     tag = _digest(domain)
     return [

@@ -122,7 +122,7 @@ def _count(counts: dict[str, int], wanted: Counted) -> None:
 
 def _left(wanted: Counted, counts: Mapping[str, int], now_us: int) -> tuple[int, int]:
     window = window_at(wanted.unit, wanted.multiplier, now_us)
-    return max(0, wanted.limit - counts[wanted.counter]), window.ends_us - now_us
+    return max(0, wanted.limit - counts.get(wanted.counter, 0)), window.ends_us - now_us
 
 
 def _months(span: int, now_us: int) -> Window:
