@@ -13,12 +13,14 @@ from typing import NamedTuple, Protocol
 from services.ratelimit.gcra import Bucket, Ceiling, present, remaining, taken, wait_us
 from services.ratelimit.months import Month, moment, month_at
 from services.shared.errors import InvalidFieldError
-from services.shared.ids import DeploymentId
+from services.shared.ids import DeploymentId, TenantId
 from services.shared.principal import Plan
 
 MAX_COST = 1_000_000
 MAX_ITEMS = 256
 DIGEST_BYTES = 32
+# Whose a deployment is matters to what is written down of it alone.
+NO_TENANT = TenantId("")
 
 
 class Decision(StrEnum):
@@ -66,6 +68,7 @@ class Take(NamedTuple):
     deployment_id: DeploymentId
     limits: Limits
     cost: int
+    tenant_id: TenantId = NO_TENANT
 
 
 @dataclass(frozen=True, slots=True)

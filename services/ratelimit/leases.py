@@ -11,6 +11,7 @@ from typing import NamedTuple, NewType
 
 from services.ratelimit.domain import (
     DIGEST_BYTES,
+    NO_TENANT,
     Counters,
     Decision,
     Limits,
@@ -22,7 +23,7 @@ from services.ratelimit.domain import (
 )
 from services.ratelimit.gcra import HELD_US, Bucket, Held, present, taken
 from services.shared.errors import InvalidFieldError
-from services.shared.ids import DeploymentId
+from services.shared.ids import DeploymentId, TenantId
 
 LeaseId = NewType("LeaseId", str)
 
@@ -50,6 +51,7 @@ class Want(NamedTuple):
     limits: Limits
     calls: int
     token: str
+    tenant_id: TenantId = NO_TENANT
 
 
 class Grant(NamedTuple):

@@ -5,6 +5,8 @@ from datetime import UTC, datetime, timedelta
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+# A month's count stays readable for a while after the month; `acquire.lua` says the same.
+KEPT_US = 40 * 86_400 * 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,3 +50,16 @@ def next_month(at: datetime) -> datetime:
     utc = at.astimezone(UTC)
     years, month = divmod(utc.month, 12)
     return datetime(utc.year + years, month + 1, 1, tzinfo=UTC)
+
+
+def month_named(name: str) -> Month:
+    """Returns the month of that name, as `2026-11`."""
+    year, month = map(int, name.split("-"))
+    return month_at(microseconds(datetime(year, month, 1, tzinfo=UTC)))
+
+
+def months_before(name: str, months: int) -> str:
+    """Returns the name of the month that lies `months` before that of `name`."""
+    year, month = map(int, name.split("-"))
+    earlier, index = divmod(year * 12 + month - 1 - months, 12)
+    return f"{earlier:04}-{index + 1:02}"

@@ -1,6 +1,6 @@
 """Composition root of the ratelimit service."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -8,17 +8,16 @@ from bulkhead.ratelimit.v1 import ratelimit_service_pb2
 from bulkhead.ratelimit.v1.ratelimit_service_pb2_grpc import add_RatelimitServiceServicer_to_server
 
 from services.ratelimit import rls_rpc
+from services.ratelimit.counting import counting
 from services.ratelimit.descriptors_watch import watched
 from services.ratelimit.peers import AuthDeployments
 from services.ratelimit.rls import DescriptorLimits
 from services.ratelimit.rpc import RatelimitServicer
 from services.ratelimit.service import Ratelimit
 from services.ratelimit.settings import Settings
-from services.ratelimit.store import CounterStore
 from services.ratelimit.window_store import WindowStore
 from services.shared.access import RemoteAuditor, RemoteAuthenticator, open_key_resolver
 from services.shared.channel import open_channel
-from services.shared.ids import DeploymentId
 from services.shared.postgres import open_database
 from services.shared.redis import open_valkey
 from services.shared.server import Registration, Service
@@ -32,12 +31,12 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
     """Yields the service with its store and peers open; closes them in reverse."""
     async with (
         watched(settings.ratelimit_config, settings.ratelimit_config_seconds) as descriptors,
-        open_database(settings, NAME, _MIGRATIONS),
+        open_database(settings, NAME, _MIGRATIONS) as database,
         open_valkey(settings) as valkey,
         open_channel(settings, "auth", settings.auth_target) as auth,
         open_key_resolver(auth) as keys,
+        counting(settings, valkey, database) as counters,
     ):
-        counters = CounterStore(valkey, NothingCounted(), settings.valkey_patience_seconds)
         ratelimit = Ratelimit(settings.plan_limits(), keys, counters, AuthDeployments(auth))
         windows = WindowStore(valkey, settings.valkey_patience_seconds)
         yield Service(
@@ -47,18 +46,11 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
             ],
             authenticator=RemoteAuthenticator(keys, settings.key_prefix),
             auditor=RemoteAuditor(auth),
-            # Not auth: where its answers are remembered, calls are decided without it.
+            # Not auth: where its answers are remembered, calls are decided without it. Nor Valkey,
+            # for a while.
             checks={"valkey": counters.check},
             standard_access={rls_rpc.SERVICE: rls_rpc.ACCESS},
         )
-
-
-class NothingCounted:
-    """A month that Valkey does not remember counts from nothing."""
-
-    async def floors(self, wanted: Sequence[DeploymentId], month: str) -> list[int]:  # noqa: ARG002 the name is the protocol's
-        """Returns 0 per deployment."""
-        return [0] * len(wanted)
 
 
 def _registration(ratelimit: Ratelimit) -> Registration:

@@ -7,6 +7,7 @@ from typing import Protocol
 from opentelemetry import metrics
 
 from services.ratelimit.domain import (
+    NO_TENANT,
     Decision,
     Item,
     Limits,
@@ -27,8 +28,10 @@ from services.ratelimit.leases import (
     new_token,
 )
 from services.shared.errors import InvalidFieldError, NotFoundError
-from services.shared.ids import DeploymentId
+from services.shared.ids import DeploymentId, TenantId
 from services.shared.principal import KeyKind, Principal
+
+_Holder = tuple[DeploymentId, Limits, TenantId]
 
 
 class Keys(Protocol):
@@ -86,7 +89,7 @@ class Ratelimit:
         """
         holders = await self._holders([item.key_digest for item in checked_items(items)])
         takes = [
-            None if holder is None else Take(*holder, item.cost)
+            None if holder is None else Take(*holder[:2], item.cost, holder[2])
             for holder, item in zip(holders, items, strict=True)
         ]
         wanted = [take for take in takes if take is not None]
@@ -104,7 +107,7 @@ class Ratelimit:
         """
         holders = await self._holders([item.key_digest for item in checked_wants(items)])
         wants = [
-            None if holder is None else Want(*holder, item.calls, new_token())
+            None if holder is None else Want(*holder[:2], item.calls, new_token(), holder[2])
             for holder, item in zip(holders, items, strict=True)
         ]
         wanted = [want for want in wants if want is not None]
@@ -131,7 +134,9 @@ class Ratelimit:
         """
         deployment = await self._deployment(principal, deployment_id)
         limits = self._limits[principal.plan]
-        (reading,) = await self._counters.take([Take(deployment, limits, 0)])
+        (reading,) = await self._counters.take(
+            [Take(deployment, limits, 0, principal.tenant_id or NO_TENANT)]
+        )
         return Usage(deployment, limits, reading)
 
     async def _deployment(self, principal: Principal, deployment_id: str) -> DeploymentId:
@@ -148,13 +153,14 @@ class Ratelimit:
         for decision, number in Counter(decisions).items():
             self._decisions.add(number, {"decision": decision})
 
-    async def _holders(self, digests: list[bytes]) -> list[tuple[DeploymentId, Limits] | None]:
-        """Returns deployment and limits per key, None where it is no valid deployment key."""
+    async def _holders(self, digests: list[bytes]) -> list[_Holder | None]:
+        """Returns whose each key is, None where it is no valid deployment key."""
         return [self._holder(each) for each in await self._keys.resolve_all(digests)]
 
-    def _holder(self, principal: Principal | None) -> tuple[DeploymentId, Limits] | None:
+    def _holder(self, principal: Principal | None) -> _Holder | None:
         if principal is None or principal.kind is not KeyKind.DEPLOYMENT:
             return None
         if principal.deployment_id is None:
             return None
-        return principal.deployment_id, self._limits[principal.plan]
+        limits = self._limits[principal.plan]
+        return principal.deployment_id, limits, principal.tenant_id or NO_TENANT

@@ -47,8 +47,14 @@ class Settings(ServiceSettings, PostgresSettings, ValkeySettings):
     ratelimit_config: Path | None = None
     # Seconds between two looks at it.
     ratelimit_config_seconds: float = Field(default=5.0, gt=0)
-    # Seconds that Valkey may take to decide a batch; then the call is refused as UNAVAILABLE.
+    # Seconds that Valkey may take to decide a batch; then it is taken to be away.
     valkey_patience_seconds: float = Field(default=0.8, gt=0)
+    # Seconds between two looks whether Valkey is there.
+    valkey_probe_seconds: float = Field(default=0.25, gt=0, le=5)
+    # Seconds without Valkey for which limits are enforced here; then calls are refused.
+    valkey_outage_seconds: float = Field(default=60.0, ge=0)
+    # Seconds after which what was used is written down, so that it outlives Valkey.
+    checkpoint_seconds: float = Field(default=1.0, gt=0, le=60)
 
     def plan_limits(self) -> PlanLimits:
         """Returns the limits of every plan."""

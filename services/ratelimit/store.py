@@ -113,7 +113,7 @@ class CounterStore:
         Raises:
             UnavailableError: as `take`.
         """
-        items = [_Item(*want) for want in wants]
+        items = [_Item(want.deployment_id, want.limits, want.calls, want.token) for want in wants]
         answers = await self._decided(items, now_us)
         return [_grant(want, answer) for want, answer in zip(wants, answers, strict=True)]
 

@@ -275,6 +275,8 @@ async def test_without_valkey_nothing_is_admitted_until_it_is_back(
         overrides = {
             "valkey_port": server.port,
             "valkey_password_file": server.password_files["ratelimit"],
+            # No time at all in which each replica decides by itself.
+            "valkey_outage_seconds": 0,
         }
         stopped = start_mesh({"ratelimit": overrides}, ("auth", "ratelimit"))
         mesh = await stopped.__aenter__()

@@ -1,0 +1,94 @@
+"""Puts together what counts: Valkey, the durable months, and life without Valkey."""
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import Final
+
+import structlog
+
+from services.ratelimit.checkpoints import Checkpoints
+from services.ratelimit.circuit import Circuit
+from services.ratelimit.ledger import Ledger, OwnUse
+from services.ratelimit.replay import Replay
+from services.ratelimit.replay_store import ReplayStore
+from services.ratelimit.replica_store import ReplicaStore
+from services.ratelimit.replicas import BEAT_SECONDS, REMEMBERED_SECONDS, Replicas
+from services.ratelimit.settings import Settings
+from services.ratelimit.store import CounterStore
+from services.ratelimit.usage_store import UsageStore
+from services.shared.errors import UnavailableError
+from services.shared.postgres import Database
+from services.shared.redis import Valkey
+
+_FORGET_SECONDS: Final = 60.0
+
+
+@asynccontextmanager
+async def counting(
+    settings: Settings, valkey: Valkey, database: Database
+) -> AsyncIterator[Circuit]:
+    """Yields who decides; at the end everything is written down: a clean restart loses nothing."""
+    replica_id = secrets.token_hex(8)
+    patience = settings.valkey_patience_seconds
+    usage, who = UsageStore(database), ReplicaStore(database)
+    ledger, own = Ledger(), OwnUse(replica_id)
+    checkpoints = Checkpoints(usage, ledger, own)
+    replay = Replay(ReplayStore(valkey, patience), usage, own, checkpoints, replica_id)
+    replicas = Replicas(
+        who, replica_id, max(REMEMBERED_SECONDS, 2 * settings.valkey_outage_seconds)
+    )
+    counters = CounterStore(valkey, checkpoints, patience)
+    circuit = Circuit(
+        counters, ledger, own, checkpoints, replay, replicas, settings.valkey_outage_seconds
+    )
+
+    async def forget() -> None:
+        await checkpoints.forget(time.time_ns() // 1_000)
+
+    async def beat() -> None:
+        await replicas.beat(time.monotonic())
+
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(_tried, "replicas", lambda: who.leave(replica_id))
+        stack.push_async_callback(_tried, "checkpoints", checkpoints.save)
+        for name, step, seconds in (
+            ("replicas", beat, BEAT_SECONDS),
+            ("valkey", circuit.look, settings.valkey_probe_seconds),
+            ("checkpoints", checkpoints.save, settings.checkpoint_seconds),
+            ("replay", circuit.replay_others, settings.checkpoint_seconds),
+            ("forgetting", forget, _FORGET_SECONDS),
+        ):
+            await stack.enter_async_context(_repeated(name, step, seconds))
+        yield circuit
+
+
+@asynccontextmanager
+async def _repeated(
+    name: str, step: Callable[[], Awaitable[object]], seconds: float
+) -> AsyncIterator[None]:
+    """Runs `step` again and again until the block is left."""
+    task = asyncio.create_task(_repeat(name, step, seconds))
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def _repeat(name: str, step: Callable[[], Awaitable[object]], seconds: float) -> None:
+    while True:
+        await _tried(name, step)
+        await asyncio.sleep(seconds)
+
+
+async def _tried(name: str, step: Callable[[], Awaitable[object]]) -> None:
+    try:
+        await step()
+    except UnavailableError as error:
+        structlog.get_logger().debug("tried again later", step=name, error=error.message)
+    except Exception:  # noqa: BLE001 whatever it is, the next time may go well, and calls are decided
+        structlog.get_logger().exception("a step failed", step=name)
