@@ -212,6 +212,7 @@ async def test_an_open_method_reaches_its_service(door: Door, path: str) -> None
         "/grpc.health.v1.Health/Check",
         "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
         "/envoy.service.auth.v3.Authorization/Check",
+        "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit",
         "/bulkhead.auth.v1.AuthService/ResolveKeys/",
         "/bulkhead.auth.v1.AuthService/GetTenant/../ResolveKeys",
         "//bulkhead.auth.v1.AuthService/ResolveKeys",
