@@ -97,6 +97,11 @@ class LeasedLimits:
             self._renew(key_digest, holding)
         return result
 
+    def held(self, key_digest: bytes) -> int:
+        """Returns the calls that are held for the key now."""
+        holding = self._holdings.get(key_digest)
+        return holding.left if holding is not None else 0
+
     async def aclose(self) -> None:
         """Gives back what is left; whoever still asks is answered call by call."""
         self._closed = True
