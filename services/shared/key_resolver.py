@@ -18,7 +18,7 @@ from bulkhead.auth.v1.auth_service_pb2_grpc import AuthServiceStub
 from services.shared.clock import SteadyClock, steady_seconds
 from services.shared.coalesce import Coalescer
 from services.shared.ids import KeyId, random_text
-from services.shared.key_cache import KeyCache
+from services.shared.key_cache import KeyCache, Remembered
 from services.shared.principal import Principal
 from services.shared.principal_messages import read_principal
 from services.shared.status import translated
@@ -73,20 +73,46 @@ class KeyResolver:
         Raises:
             UnavailableError: auth cannot be asked.
         """
+        entry = self._remembered(key_digest)
+        if entry is not None:
+            return _unexpired(entry.principal)
+        return await self._unremembered(key_digest)
+
+    async def resolve_all(self, digests: Sequence[bytes]) -> list[Principal | None]:
+        """Returns the answer to each digest, in order; what is unknown travels as one batch.
+
+        Raises:
+            UnavailableError: auth cannot be asked.
+        """
+        # Each once, and without a coroutine where nothing is waited for: batches are hot.
+        known: dict[bytes, Principal | None] = {}
+        missing = []
+        for key_digest in dict.fromkeys(digests):
+            entry = self._remembered(key_digest)
+            if entry is None:
+                missing.append(key_digest)
+            else:
+                known[key_digest] = _unexpired(entry.principal)
+        if missing:
+            late = await asyncio.gather(*map(self._unremembered, missing))
+            known.update(zip(missing, late, strict=True))
+        return [known[key_digest] for key_digest in digests]
+
+    def _remembered(self, key_digest: bytes) -> Remembered | None:
+        """Returns what may be trusted of what is remembered, and notes that the key was used."""
         now = self._steady()
-        if now <= self._trusted_until and (entry := self._cache.get(key_digest, now)) is not None:
-            principal, minute = entry.principal, int(time.time() // _MINUTE_SECONDS)
-            if principal is not None and entry.minute != minute and self._note(principal):
+        entry = self._cache.get(key_digest, now) if now <= self._trusted_until else None
+        if entry is not None and entry.principal is not None:
+            minute = int(time.time() // _MINUTE_SECONDS)
+            if entry.minute != minute and self._note(entry.principal):
                 entry.minute = minute
-            return _unexpired(principal)
+        return entry
+
+    async def _unremembered(self, key_digest: bytes) -> Principal | None:
         principal = (await self._asked(key_digest)).principal
         if principal is not None:
             self._note(principal)
         return _unexpired(principal)
-
-    async def resolve_all(self, digests: Sequence[bytes]) -> list[Principal | None]:
-        """Returns the answer to each digest, in order; what is unknown travels as one batch."""
-        return list(await asyncio.gather(*(self.resolve(item) for item in digests)))
 
     async def _asked(self, key_digest: bytes) -> _Answer:
         """Returns an answer that knows of every revocation that was complete when this was called.
