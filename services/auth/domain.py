@@ -71,6 +71,8 @@ class NewKey:
     kind: KeyKind
     deployment_id: DeploymentId | None
     digest: bytes
+    # Of the pepper in `digest`.
+    pepper_id: str
     hint: str
     name: str
     scopes: frozenset[str]

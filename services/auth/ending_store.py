@@ -92,7 +92,7 @@ async def reissue_successor(
     Returns its id and when it expires; None when it was used or revoked, or the request was other.
     """
     row = await connection.fetchrow(
-        "UPDATE keys SET digest = $3, hint = $4"
+        "UPDATE keys SET digest = $3, hint = $4, pepper_id = $7"
         " WHERE tenant_id = $1 AND request_id = $2 AND predecessor_key_id = $5"
         " AND grace_period = $6 AND first_used_at IS NULL AND revoked_at IS NULL"
         " RETURNING key_id, expires_at",
@@ -102,6 +102,7 @@ async def reissue_successor(
         key.hint,
         key.predecessor,
         key.grace,
+        key.pepper_id,
     )
     return (KeyId(row["key_id"]), row["expires_at"]) if row is not None else None
 

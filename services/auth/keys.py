@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from services.auth import deployment_store, resolution_store, store
+from services.auth import deployment_store, pepper_store, resolution_store, store
 from services.auth.domain import (
     JOB_SCOPES,
     OPERATOR_SCOPES,
@@ -14,7 +14,7 @@ from services.auth.domain import (
     granted_scopes,
 )
 from services.auth.minting import Mint, write_key
-from services.auth.pepper import Pepper
+from services.auth.pepper import Keyring
 from services.auth.revocation_store import announce_revocation
 from services.shared.clock import Clock
 from services.shared.errors import InvalidFieldError
@@ -33,14 +33,14 @@ class Keys:
         self,
         database: Database,
         mint: Mint,
-        pepper: Pepper,
+        keyring: Keyring,
         clock: Clock,
         *,
         job_key_lifetime: timedelta,
     ) -> None:
         self._database = database
         self._mint = mint
-        self._pepper = pepper
+        self._keyring = keyring
         self._clock = clock
         self._job_key_lifetime = job_key_lifetime
 
@@ -103,7 +103,8 @@ class Keys:
             key_id=new_key_id(),
             kind=KeyKind.OPERATOR,
             deployment_id=None,
-            digest=self._pepper.apply(digest(key)),
+            digest=self._keyring.current.apply(digest(key)),
+            pepper_id=self._keyring.current.id,
             hint=hint(key),
             name="operator",
             scopes=OPERATOR_SCOPES,
@@ -127,7 +128,18 @@ class Keys:
             return await store.list_keys(connection, tenant_id, deployment_id, after, limit)
 
     async def resolve(self, digests: Sequence[bytes]) -> tuple[int, list[Principal | None]]:
-        """Returns the last revocation taken into account, and whose each key is."""
-        peppered = [self._pepper.apply(key_digest) for key_digest in digests]
+        """Returns the last revocation taken into account, and whose each key is.
+
+        Keys under a previous pepper are stored under the current one from then on.
+        """
+        asked = [self._keyring.candidates(key_digest) for key_digest in digests]
         async with self._database.service() as connection:
-            return await resolution_store.resolve_keys(connection, peppered)
+            sequence, matches = await resolution_store.resolve_keys(connection, asked)
+            moves = {
+                candidates[match.place]: candidates[0]
+                for candidates, match in zip(asked, matches, strict=True)
+                if match is not None and self._keyring.is_previous(match.place)
+            }
+            if moves:
+                await pepper_store.move_keys(connection, moves, self._keyring.current.id)
+        return sequence, [match.principal if match is not None else None for match in matches]

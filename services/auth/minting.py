@@ -43,6 +43,7 @@ class Mint:
             kind=kind,
             deployment_id=deployment_id,
             digest=self._pepper.apply(digest(key)),
+            pepper_id=self._pepper.id,
             hint=hint(key),
             name=name,
             scopes=scopes,

@@ -1,6 +1,7 @@
 """Keys as they are presented: whose they are, and when they were used."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 
 import asyncpg
@@ -10,17 +11,26 @@ from services.shared.postgres import Connection
 from services.shared.principal import KeyKind, Plan, Principal
 
 
-async def resolve_keys(
-    connection: Connection, digests: Sequence[bytes]
-) -> tuple[int, list[Principal | None]]:
-    """Returns the last revocation and the principal of each digest, of one moment.
+@dataclass(frozen=True, slots=True)
+class Match:
+    """Whose a key is, and as which of the values that it may be stored as it was found."""
 
-    One statement: the number and the keys are of one snapshot, so no revocation is between them.
+    principal: Principal
+    place: int
+
+
+async def resolve_keys(
+    connection: Connection, asked: Sequence[Sequence[bytes]]
+) -> tuple[int, list[Match | None]]:
+    """Returns the last revocation and whose each key is, of one moment.
+
+    `asked` has what each key may be stored as, by every pepper that is known. One statement: the
+    number and the keys are of one snapshot, so no revocation is between them.
     """
     rows = await connection.fetch(
         """
-        SELECT s.sequence, k.key_id, k.kind, k.tenant_id, k.digest, k.deployment_id, k.scopes,
-               k.expires_at, k.bound_peer, t.plan, k.first_used_at IS NULL AS unused
+        SELECT s.sequence, k.key_id, k.kind, k.tenant_id, k.deployment_id, k.scopes, k.expires_at,
+               k.bound_peer, t.plan, k.first_used_at IS NULL AS unused
         FROM revocation_sequence s
         CROSS JOIN unnest($1::bytea[]) WITH ORDINALITY AS asked (digest, position)
         LEFT JOIN keys k ON k.digest = asked.digest AND k.revoked_at IS NULL
@@ -28,18 +38,34 @@ async def resolve_keys(
         LEFT JOIN tenants t ON t.tenant_id = k.tenant_id
         ORDER BY asked.position
         """,
-        list(digests),
+        [digest for candidates in asked for digest in candidates],
     )
+    found = iter(rows)
+    matches = [_match([next(found) for _ in candidates]) for candidates in asked]
     unused = {
-        row["key_id"]: row["digest"] for row in rows if row["key_id"] is not None and row["unused"]
+        match.principal.key_id: candidates
+        for (match, is_unused), candidates in zip(matches, asked, strict=True)
+        if match is not None and is_unused
     }
     lost = set(unused) - await _first_used(connection, unused) if unused else set()
-    found = [None if row["key_id"] in lost else _principal(row) for row in rows]
-    return rows[0]["sequence"], found
+    return rows[0]["sequence"], [
+        None if match is None or match.principal.key_id in lost else match for match, _ in matches
+    ]
 
 
-async def _first_used(connection: Connection, digests: Mapping[str, bytes]) -> set[str]:
-    """Writes the first use of keys; returns those that were not given another secret meanwhile."""
+def _match(rows: Sequence[asyncpg.Record]) -> tuple[Match | None, bool]:
+    """Returns whose the key is and whether this is its first use."""
+    for place, row in enumerate(rows):
+        if row["key_id"] is not None:
+            return Match(_principal(row), place), row["unused"]
+    return None, False
+
+
+async def _first_used(connection: Connection, asked: Mapping[KeyId, Sequence[bytes]]) -> set[KeyId]:
+    """Writes the first use of keys; returns those that were not given another secret meanwhile.
+
+    Under another pepper a key has still the secret that was presented.
+    """
     rows = await connection.fetch(
         """
         WITH used AS (
@@ -51,10 +77,10 @@ async def _first_used(connection: Connection, digests: Mapping[str, bytes]) -> s
         UPDATE keys SET first_used_at = coalesce(first_used_at, now())
         FROM used WHERE keys.key_id = used.key_id RETURNING keys.key_id
         """,
-        list(digests),
-        list(digests.values()),
+        [key_id for key_id, candidates in asked.items() for _ in candidates],
+        [digest for candidates in asked.values() for digest in candidates],
     )
-    return {row["key_id"] for row in rows}
+    return {KeyId(row["key_id"]) for row in rows}
 
 
 async def write_last_uses(connection: Connection, minutes: Mapping[KeyId, datetime]) -> None:
@@ -74,9 +100,7 @@ async def write_last_uses(connection: Connection, minutes: Mapping[KeyId, dateti
     )
 
 
-def _principal(row: asyncpg.Record) -> Principal | None:
-    if row["key_id"] is None:
-        return None
+def _principal(row: asyncpg.Record) -> Principal:
     return Principal(
         key_id=KeyId(row["key_id"]),
         kind=KeyKind(row["kind"]),

@@ -17,11 +17,13 @@ from services.auth.endings import Endings
 from services.auth.keys import Keys
 from services.auth.last_uses import LastUses
 from services.auth.minting import Mint
-from services.auth.pepper import Pepper
+from services.auth.pepper import Keyring, Pepper
+from services.auth.pepper_census import PepperCensus
 from services.auth.revocations import RevocationFeed
 from services.auth.rpc import AuthRpc
 from services.auth.service import AuthService
 from services.auth.settings import Settings
+from services.auth.support import SupportKeys
 from services.auth.tenants import Tenants
 from services.auth.upkeep import keep_tidy
 from services.auth.watchers import Watchers
@@ -38,12 +40,15 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
     """Yields auth, ready to be served."""
     async with open_database(settings, "auth", _MIGRATIONS) as database:
         effects = Effects(database, settings.fence)
-        service = _service(settings, database, effects)
+        keyring = _keyring(settings)
+        service = _service(settings, database, effects, keyring)
+        census = PepperCensus(database, keyring)
         operator_key = secret_text(settings.bootstrap_operator_key_file)
         if operator_key is not None:
             await service.keys.put_operator_key(operator_key)
+        await census.tell()
         loops = (service.feed.run(), effects.run(), service.uses.run(), keep_tidy(database))
-        async with _running(*loops):
+        async with _running(*loops, census.run()):
             yield Service(
                 registrations=[
                     Registration(
@@ -70,20 +75,34 @@ async def _running(*loops: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
                 await task
 
 
-def _service(settings: Settings, database: Database, effects: Effects) -> AuthService:
-    pepper = _pepper(settings.pepper_file)
-    mint = Mint(pepper, settings.key_prefix)
+def _service(
+    settings: Settings, database: Database, effects: Effects, keyring: Keyring
+) -> AuthService:
+    mint = Mint(keyring.current, settings.key_prefix)
     jobs = settings.job_key_lifetime
     return AuthService(
         Tenants(database, mint, effects, utc_now, job_key_lifetime=jobs),
-        Keys(database, mint, pepper, utc_now, job_key_lifetime=jobs),
+        Keys(database, mint, keyring, utc_now, job_key_lifetime=jobs),
         Endings(database, mint, effects),
         Deployments(database, effects),
         AuditLog(database),
         RevocationFeed(database),
         Watchers(database, settings.fence),
         LastUses(database, utc_now),
+        SupportKeys(database, mint),
     )
+
+
+def _keyring(settings: Settings) -> Keyring:
+    upcoming = settings.next_pepper_file
+    try:
+        return Keyring(
+            _pepper(settings.pepper_file),
+            [_pepper(file) for file in settings.previous_pepper_files],
+            _pepper(upcoming) if upcoming is not None else None,
+        )
+    except ValueError as error:
+        raise UnusableFileError(f"peppers: {error}") from error
 
 
 def _pepper(file: Path) -> Pepper:

@@ -8,6 +8,7 @@ from services.auth.endings import Endings
 from services.auth.keys import Keys
 from services.auth.last_uses import LastUses
 from services.auth.revocations import RevocationFeed
+from services.auth.support import SupportKeys
 from services.auth.tenants import Tenants
 from services.auth.watchers import Watchers
 
@@ -24,3 +25,4 @@ class AuthService:
     feed: RevocationFeed
     watchers: Watchers
     uses: LastUses
+    support: SupportKeys

@@ -2,8 +2,10 @@
 
 from datetime import timedelta
 from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
+from pydantic_settings import NoDecode
 
 from services.shared.settings import LOCAL_PKI, LOCAL_STATE, PostgresSettings, ServiceSettings
 
@@ -19,6 +21,10 @@ class Settings(ServiceSettings, PostgresSettings):
     postgres_password_file: Path | None = LOCAL_STATE / "postgres/auth.password"
     # At least 32 bytes; without it nobody can tell from a copy of the database what a key is.
     pepper_file: Path = LOCAL_STATE / "secrets/pepper"
+    # Peppers from before, separated by commas: keys under them work, and move when they are used.
+    previous_pepper_files: Annotated[tuple[Path, ...], NoDecode] = ()
+    # The pepper that is to come: keys that other replicas store under it work already.
+    next_pepper_file: Path | None = None
     # Holds the operator's key; the key in this file is valid, and no earlier one.
     bootstrap_operator_key_file: Path | None = None
     # How long a job may act for a tenant after it was asked for.
@@ -28,3 +34,11 @@ class Settings(ServiceSettings, PostgresSettings):
     fence: timedelta = Field(
         default=timedelta(seconds=1), ge=timedelta(milliseconds=500), le=timedelta(seconds=10)
     )
+
+    @field_validator("previous_pepper_files", mode="before")
+    @classmethod
+    def _separated(cls, value: Any) -> Any:
+        """Returns the paths in a text that separates them by commas."""
+        if not isinstance(value, str):
+            return value
+        return [path.strip() for path in value.split(",") if path.strip()]

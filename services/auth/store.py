@@ -17,8 +17,8 @@ KEY_COLUMNS = (
 _INSERT_KEY = """
     INSERT INTO keys (key_id, kind, tenant_id, deployment_id, digest, hint, name, scopes,
                       bound_peer, issued_by, request_id, expires_at, predecessor_key_id,
-                      grace_period)
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
+                      grace_period, pepper_id)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
     ON CONFLICT (tenant_id, request_id) DO NOTHING
     RETURNING key_id
 """
@@ -131,6 +131,7 @@ async def insert_key(connection: Connection, tenant_id: TenantId | None, key: Ne
             key.expires_at,
             key.predecessor,
             key.grace,
+            key.pepper_id,
         )
     except asyncpg.ForeignKeyViolationError as error:
         raise NotFoundError("deployment") from error
@@ -143,7 +144,7 @@ async def reissue_key(connection: Connection, tenant_id: TenantId, key: NewKey) 
     Returns its id; None when it was used or revoked, or was asked for with other content.
     """
     key_id = await connection.fetchval(
-        "UPDATE keys SET digest = $3, hint = $4"
+        "UPDATE keys SET digest = $3, hint = $4, pepper_id = $10"
         " WHERE tenant_id = $1 AND request_id = $2 AND kind = $5"
         " AND deployment_id IS NOT DISTINCT FROM $6 AND scopes = $7 AND name = $8"
         " AND expires_at IS NOT DISTINCT FROM $9 AND predecessor_key_id IS NULL"
@@ -157,6 +158,7 @@ async def reissue_key(connection: Connection, tenant_id: TenantId, key: NewKey) 
         sorted(key.scopes),
         key.name,
         key.expires_at,
+        key.pepper_id,
     )
     return KeyId(key_id) if key_id is not None else None
 
@@ -167,13 +169,14 @@ async def put_operator_key(connection: Connection, key: NewKey) -> KeyId | None:
     Returns the id whose meaning that changed; None when it was so before, or is new.
     """
     key_id = await connection.fetchval(
-        "UPDATE keys SET digest = $2, hint = $3, scopes = $4, revoked_at = NULL"
+        "UPDATE keys SET digest = $2, hint = $3, scopes = $4, pepper_id = $5, revoked_at = NULL"
         " WHERE tenant_id IS NULL AND request_id = $1 AND (digest <> $2 OR scopes <> $4)"
         " RETURNING key_id",
         key.request_id,
         key.digest,
         key.hint,
         sorted(key.scopes),
+        key.pepper_id,
     )
     await insert_key(connection, None, key)
     return KeyId(key_id) if key_id is not None else None

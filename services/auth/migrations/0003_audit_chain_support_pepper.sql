@@ -138,3 +138,6 @@ ALTER TABLE keys
 CREATE INDEX keys_without_pepper ON keys (key_id) WHERE pepper_id IS NULL;
 GRANT SELECT (support_reason) ON keys TO auth_tenant;
 GRANT UPDATE (pepper_id) ON keys TO auth_tenant, auth_service;
+-- A support key is made across the wall, by the operator; the tenant is held open meanwhile.
+GRANT UPDATE (support_reason, expires_at) ON keys TO auth_service;
+GRANT UPDATE (closed_at) ON tenants TO auth_service;

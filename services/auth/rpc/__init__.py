@@ -3,9 +3,10 @@
 from services.auth.rpc.audit import AuditRpc
 from services.auth.rpc.deployments import DeploymentsRpc
 from services.auth.rpc.keys import KeysRpc
+from services.auth.rpc.support import SupportRpc
 from services.auth.rpc.tenants import TenantsRpc
 from services.auth.rpc.watchers import WatchersRpc
 
 
-class AuthRpc(TenantsRpc, KeysRpc, DeploymentsRpc, WatchersRpc, AuditRpc):
+class AuthRpc(TenantsRpc, KeysRpc, DeploymentsRpc, WatchersRpc, AuditRpc, SupportRpc):
     """Every method of `AuthService`."""

@@ -1,15 +1,13 @@
 """The audit log over the wire."""
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 from bulkhead.auth.v1 import auth_service_pb2 as pb2
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.auth.audit_events import AuditEvent, Filter, recordable
 from services.auth.authenticator import current_trace_id
-from services.auth.rpc.messages import MOST_NAME, timestamp
+from services.auth.rpc.messages import MOST_NAME, read_time, timestamp
 from services.auth.rpc.part import Part
 from services.shared.errors import InvalidFieldError
 from services.shared.fields import text
@@ -70,16 +68,11 @@ def _filter(request: pb2.ListAuditEventsRequest) -> Filter:
         method=text("method", request.method, least=0, most=_MOST_METHOD) or None,
         key_id=text("key_id", request.key_id, least=0, most=MOST_NAME) or None,
         resource_id=text("resource_id", request.resource_id, least=0, most=MOST_NAME) or None,
-        start=_moment("start_time", request.start_time) if request.HasField("start_time") else None,
-        end=_moment("end_time", request.end_time) if request.HasField("end_time") else None,
+        start=read_time("start_time", request.start_time)
+        if request.HasField("start_time")
+        else None,
+        end=read_time("end_time", request.end_time) if request.HasField("end_time") else None,
     )
-
-
-def _moment(field: str, value: Timestamp) -> datetime:
-    try:
-        return value.ToDatetime(UTC)
-    except (ValueError, OverflowError) as error:
-        raise InvalidFieldError(field, "is not a time between the years 1 and 9999") from error
 
 
 def audit_event_message(event: AuditEvent) -> pb2.AuditEvent:

@@ -1,0 +1,28 @@
+"""What a support key may do, and for how long."""
+
+from collections.abc import Set as AbstractSet
+from datetime import timedelta
+
+from services.shared.errors import InvalidFieldError
+
+LEAST_LIFETIME = timedelta(seconds=1)
+MOST_LIFETIME = timedelta(hours=1)
+READ_SCOPES = frozenset(
+    {"audit:read", "deployments:read", "keys:read", "tenants:read", "usage:read"}
+)
+# Never keys:write or tenants:write, with which it would make what outlives it; nor db:read or
+# db:write, since the password that they open works on when the key does not.
+SUPPORT_SCOPES = READ_SCOPES | {"deployments:write", "plan:write"}
+
+
+def support_scopes(asked: AbstractSet[str]) -> frozenset[str]:
+    """Returns the scopes of a support key; none asked for: everything that only reads.
+
+    Raises:
+        InvalidFieldError: a scope that no support key can have.
+    """
+    refused = sorted(asked - SUPPORT_SCOPES)
+    if refused:
+        known = ", ".join(sorted(SUPPORT_SCOPES))
+        raise InvalidFieldError("scopes", f"{refused[0]!r} is not one of: {known}")
+    return frozenset(asked) or READ_SCOPES
