@@ -8,12 +8,12 @@
 --        On a cluster all have one NN, so they lie in one slot.
 -- ARGV   1    now in microseconds; '' for the server's own clock: only tests choose it
 --        2,3  when the month begins and ends. If now is not in it, nothing is decided.
---        4    number of deployments D
---        four per deployment: microseconds that one call takes up; calls that may come at once;
---             calls a month, -1 without a limit; what the month counts from if it is not
---             remembered, -1 if that was not asked yet
---        three per item: number of its deployment, 1 to D; calls (0 takes none and tells);
---             the lease's token, '' for a take
+--        4    per deployment, in the order of KEYS, four numbers: microseconds that one call takes up;
+--             calls that may come at once; calls a month, -1 without a limit; what the month counts
+--             from if it is not remembered, -1 if that was not asked yet
+--        5    per item: number of its deployment, from 1; calls (0 takes none and tells); the
+--             lease's token, - for a take
+--        One argument for all of them: many small ones cost the client more than reading does here.
 --
 -- Returns now, and per item six numbers:
 --   decision   0 allowed, 1 over the burst, 2 over the month, 3 the month's count is not known
@@ -33,7 +33,6 @@ local month_ends = tonumber(ARGV[3])
 if now < tonumber(ARGV[2]) or now >= month_ends then
   return { now }
 end
-local deployments = tonumber(ARGV[4])
 
 -- A bucket filled at another rate keeps its number of calls. What no clock that only goes forward
 -- could have written is bounded.
@@ -73,28 +72,26 @@ local function remaining(bucket, burst)
   return math.max(0, math.floor((burst * bucket.interval - owed) / bucket.interval) - bucket.held)
 end
 
-local function opened(number)
-  local at = 4 + 4 * (number - 1)
-  local key = 2 * number - 1
-  local stored = redis.call('MGET', KEYS[key], KEYS[key + 1])
+local function opened(number, interval, burst, monthly, floor)
+  local bucket_key, month_key = KEYS[2 * number - 1], KEYS[2 * number]
+  local stored = redis.call('MGET', bucket_key, month_key)
   local state = {
-    bucket_key = KEYS[key],
-    month_key = KEYS[key + 1],
-    burst = tonumber(ARGV[at + 2]),
-    monthly = tonumber(ARGV[at + 3]),
+    bucket_key = bucket_key,
+    month_key = month_key,
+    burst = burst,
+    monthly = monthly,
     used = tonumber(stored[2] or nil),
     bucket_changed = false,
     month_changed = false,
   }
   if not state.used then
-    local floor = tonumber(ARGV[at + 4])
     if floor < 0 then
       return state
     end
     state.used = floor
     state.month_changed = true
   end
-  state.bucket = present(stored[1], tonumber(ARGV[at + 1]), state.burst)
+  state.bucket = present(stored[1], interval, burst)
   return state
 end
 
@@ -154,19 +151,20 @@ local function lease(state, wanted, token)
 end
 
 local states = {}
-for number = 1, deployments do
-  states[number] = opened(number)
+for interval, burst, monthly, floor in string.gmatch(ARGV[4], '(%d+) (%d+) (%-?%d+) (%-?%d+)') do
+  local number = #states + 1
+  states[number] = opened(
+    number, tonumber(interval), tonumber(burst), tonumber(monthly), tonumber(floor))
 end
 
 local answer = { now }
 local size = 1
 local decision, granted, wait
-for at = 5 + 4 * deployments, #ARGV, 3 do
-  local state = states[tonumber(ARGV[at])]
-  local calls, token = tonumber(ARGV[at + 1]), ARGV[at + 2]
+for number, wanted, token in string.gmatch(ARGV[5], '(%d+) (%d+) (%S+)') do
+  local state, calls = states[tonumber(number)], tonumber(wanted)
   if not state.bucket then
     decision, granted, wait = 3, 0, -1
-  elseif token == '' then
+  elseif token == '-' then
     decision, granted, wait = take(state, calls)
   else
     decision, granted, wait = lease(state, calls, token)

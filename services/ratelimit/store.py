@@ -229,18 +229,19 @@ def _arguments(
     limits_of = {item.deployment_id: item.limits for item in items}
     numbers = {deployment_id: at for at, deployment_id in enumerate(limits_of, 1)}
     keys: list[str] = []
-    arguments: list[str | int] = ["" if now_us is None else now_us]
-    arguments += (month.begins_us, month.ends_us, len(limits_of))
+    rows: list[str] = []
     for deployment_id, limits in limits_of.items():
         prefix = f"limit:{{{shard_of(deployment_id)}}}:{deployment_id}:"
         keys += (f"{prefix}gcra", f"{prefix}{month.name}")
         monthly = -1 if limits.monthly is None else limits.monthly
         floor = floors.get((deployment_id, month.name), -1) if floors else -1
-        arguments += (limits.ceiling.interval_us, limits.ceiling.burst, monthly, floor)
-    for item in items:
-        token = f"{month.name}.{item.token}" if item.token else ""
-        arguments += (numbers[item.deployment_id], item.calls, token)
-    return keys, arguments
+        rows.append(f"{limits.ceiling.interval_us} {limits.ceiling.burst} {monthly} {floor}")
+    calls = [
+        f"{numbers[deployment_id]} {wanted} {f'{month.name}.{token}' if token else '-'}"
+        for deployment_id, _, wanted, token in items
+    ]
+    now: str | int = "" if now_us is None else now_us
+    return keys, [now, month.begins_us, month.ends_us, " ".join(rows), " ".join(calls)]
 
 
 def _fill(
