@@ -290,7 +290,6 @@ async def test_what_cannot_be_decided_is_refused_by_field(
     assert request.field_violations[0].field == field
 
 
-@pytest.mark.promise("P-35")
 @pytest.mark.parametrize("peer", ["auth", "provisioner", "app_proxy", "ratelimit"])
 async def test_only_the_front_door_may_ask(limiter: Mesh, peer: str) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as refused:

@@ -21,6 +21,7 @@ from deploy.local.waiting import until
 
 START_SECONDS = 30.0
 _TYPE = "type.googleapis.com/envoy.extensions.filters"
+_FILTER = "envoy.filters.http.ratelimit"
 BODY = b"thirty bytes of an answer, all"
 
 # One descriptor each; those whose header is missing are left out.
@@ -114,7 +115,13 @@ def _bootstrap(
 
 
 def _listener(listen: Address, domain: str, limits: Sequence[Any]) -> dict[str, Any]:
-    route = {"match": {"prefix": "/"}, "route": {"cluster": "upstream", "rate_limits": limits}}
+    # Here and not at the route, where Envoy has no ear for the number of hits.
+    own = {"@type": f"{_TYPE}.http.ratelimit.v3.RateLimitPerRoute", "rate_limits": limits}
+    route = {
+        "match": {"prefix": "/"},
+        "route": {"cluster": "upstream"},
+        "typed_per_filter_config": {_FILTER: own},
+    }
     host = {"name": "all", "domains": ["*"], "routes": [route]}
     manager = f"{_TYPE}.network.http_connection_manager.v3.HttpConnectionManager"
     connections = {
@@ -122,7 +129,7 @@ def _listener(listen: Address, domain: str, limits: Sequence[Any]) -> dict[str, 
         "stat_prefix": "limited",
         "route_config": {"virtual_hosts": [host]},
         "http_filters": [
-            {"name": "envoy.filters.http.ratelimit", "typed_config": _limit(domain)},
+            {"name": _FILTER, "typed_config": _limit(domain)},
             {
                 "name": "envoy.filters.http.router",
                 "typed_config": {"@type": f"{_TYPE}.http.router.v3.Router"},

@@ -32,6 +32,9 @@ descriptors:
 """
 
 
+TOKENS = len(BODY) * 3 // 2
+
+
 @dataclass(frozen=True)
 class Setting:
     """An Envoy before a ratelimit of its own, and the file of its limits."""
@@ -49,7 +52,7 @@ class Setting:
 
 
 def config(domain: str, most: int) -> str:
-    return CONFIG.format(domain=domain, most=most, tokens=int(1.5 * len(BODY)))
+    return CONFIG.format(domain=domain, most=most, tokens=TOKENS)
 
 
 @pytest.fixture
@@ -104,10 +107,15 @@ async def test_what_is_told_after_the_request_is_counted_beyond_the_limit(
     setting: Setting,
 ) -> None:
     # The limit is one and a half answers: the second is begun, and is more than was left.
+    last = await setting.envoy.get(tokens="ada")
+    assert last.headers["x-ratelimit-remaining"] == str(TOKENS)
     async with asyncio.timeout(30):
-        while (await setting.envoy.get(tokens="ada")).status_code == 200:
-            pass
-    assert (await setting.envoy.get(tokens="ada")).status_code == 429
+        while last.status_code == 200:
+            # What was told comes in whole answers, not one by one.
+            assert int(last.headers["x-ratelimit-remaining"]) in {TOKENS, TOKENS - len(BODY)}
+            last = await setting.envoy.get(tokens="ada")
+    assert last.status_code == 429
+    assert last.headers["x-ratelimit-remaining"] == "0"
     assert (await setting.envoy.get(tokens="bob")).status_code == 200
 
 
