@@ -20,6 +20,7 @@ from tests.refusals import details
 
 SERVICES = ("app_proxy", "auth", "edge", "provisioner", "ratelimit")
 UNKNOWN = {
+    "any": "dep_" + "0" * 26,
     "deployment": "dep_" + "0" * 26,
     "key": "key_" + "0" * 26,
     "operation": "op_" + "0" * 26,
@@ -58,6 +59,7 @@ async def make_victim(mesh: Mesh) -> Victim:
     return Victim(
         customer,
         {
+            "any": deployment.deployment_id,
             "deployment": deployment.deployment_id,
             "key": deployment_key.key_id,
             "operation": operation,
