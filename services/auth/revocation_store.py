@@ -11,7 +11,7 @@ REVOCATIONS_CHANNEL = "revocations"
 # Whoever holds the number and falls silent holds up all revocations: the server gives up on it.
 _HOLD = """
     SELECT sequence FROM revocation_sequence,
-           set_config('idle_in_transaction_session_timeout', '2s', true)
+           set_config('idle_in_transaction_session_timeout', '5s', true)
     FOR SHARE OF revocation_sequence
 """
 _ANNOUNCE = """
@@ -21,7 +21,7 @@ _ANNOUNCE = """
         INSERT INTO revocations (sequence, key_ids) SELECT sequence, $1::text[] FROM next
     )
     SELECT next.sequence FROM next,
-           set_config('idle_in_transaction_session_timeout', '2s', true),
+           set_config('idle_in_transaction_session_timeout', '5s', true),
            pg_notify('revocations', '')
 """
 

@@ -39,6 +39,8 @@ _AWAY = (
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
     asyncpg.TooManyConnectionsError,
+    # We were silent in the middle of a transaction for so long that the server gave up on us.
+    asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.InterfaceError,
     # What asyncpg raises when the connection is lost in the middle of its own protocol.
     asyncpg.InternalClientError,

@@ -33,7 +33,9 @@ class Counted:
         return await self._stub.ResolveKeys(request)
 
     async def AcknowledgeRevocations(  # noqa: N802
-        self, request: pb2.AcknowledgeRevocationsRequest, timeout: float
+        self,
+        request: pb2.AcknowledgeRevocationsRequest,
+        timeout: float,  # noqa: ASYNC109 as the stub has it
     ) -> Any:
         return await self._stub.AcknowledgeRevocations(request, timeout=timeout)
 
