@@ -102,6 +102,21 @@ async def test_pages_follow_each_other_while_the_log_grows(
 
 
 @pytest.mark.promise("P-41")
+async def test_no_filter_shows_what_another_tenant_did(mesh: Mesh, auth: AuthServiceStub) -> None:
+    customer, other = await mesh.customer(), await mesh.customer()
+    key = await mesh.key(customer)
+    revoke = pb2.RevokeKeyRequest(key_id=key.key_id)
+    await auth.RevokeKey(revoke, metadata=bearer(customer.key))
+    for foreign in ({"key_id": customer.key_id}, {"resource_id": key.key_id}, {}):
+        assert await listed(auth, other, **foreign) == []
+    # What the other tenant tried itself is in its own log, and says nothing more.
+    with expect_refused("NOT_FOUND", "RESOURCE_NOT_FOUND"):
+        await auth.RevokeKey(revoke, metadata=bearer(other.key))
+    assert await listed(auth, other, resource_id=key.key_id) == [1]
+    assert await listed(auth, customer, resource_id=key.key_id) == [2]
+
+
+@pytest.mark.promise("P-41")
 async def test_a_token_belongs_to_its_filter_and_its_tenant(
     mesh: Mesh, auth: AuthServiceStub
 ) -> None:
