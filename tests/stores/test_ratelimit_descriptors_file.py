@@ -57,6 +57,16 @@ def test_a_file_of_the_go_service_is_read(tmp_path: Path) -> None:
     assert second.label == "to_number_2061234567"
 
 
+def test_the_example_of_the_documentation_is_read() -> None:
+    document = Path(__file__).parent.parent.parent / "docs" / "ratelimit.md"
+    example = document.read_text().partition("```yaml\n")[2].partition("```")[0]
+    level = parsed({document: example.encode()})["shop"]
+    user = Entry("user", "ada")
+    both = [Descriptor((user,), 1), Descriptor((Entry("plan", "free"), user), 1)]
+    limits = [found.limit for found in applied(level, both) if found]
+    assert limits == [Limit(1_000, Unit.MONTH), Limit(10, Unit.HOUR)]
+
+
 def test_values_are_what_is_written(tmp_path: Path) -> None:
     file = tmp_path / "values.yaml"
     rules = "".join(
