@@ -102,6 +102,14 @@ class Circuit:
         """Who decides at this moment."""
         return self._state
 
+    def sharing(self) -> int:
+        """Returns how many replicas share a limit while Valkey is away, this one with them.
+
+        Raises:
+            UnavailableError: this one has just started, and others do not know of it yet.
+        """
+        return self._replicas.number(time.monotonic())
+
     async def take(self, takes: Sequence[Take]) -> Sequence[Reading]:
         """Returns one reading per take, in order, from Valkey or decided here.
 
@@ -192,7 +200,7 @@ class Circuit:
 
     async def _here(self, outage: Outage, takes: Sequence[Take]) -> Sequence[Reading] | None:
         """Returns the readings; None when the outage was over meanwhile."""
-        replicas = self._replicas.number(time.monotonic())
+        replicas = self.sharing()
         if wanted := outage.unknown(takes, _now_us()):
             month = outage.month
             outage.learn(await self._checkpoints.starts(wanted, month), takes, month)
@@ -230,7 +238,7 @@ class Circuit:
     def _alone_since(self) -> int | None:
         """Returns since when all calls were this process's own; None when others decide too."""
         try:
-            alone = self._replicas.number(time.monotonic()) == 1
+            alone = self.sharing() == 1
         except UnavailableError:
             return None
         return max(self._seeing_since_us, _now_us() - RETAINED_US) if alone else None
