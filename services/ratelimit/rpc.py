@@ -31,7 +31,8 @@ class RatelimitServicer(RatelimitServiceServicer):
         """Returns one decision per item, in order."""
         items = [Item(item.key_digest, item.cost) for item in request.items]
         results = await self._ratelimit.acquire(items)
-        return pb.AcquireResponse(results=[_result(result) for result in results])
+        durations = _Durations()
+        return pb.AcquireResponse(results=[_result(result, durations) for result in results])
 
     async def Lease(self, request: pb.LeaseRequest, context: Any) -> pb.LeaseResponse:
         """Returns one grant per item, in order."""
@@ -52,32 +53,41 @@ class RatelimitServicer(RatelimitServiceServicer):
         return _usage(usage)
 
 
-def _result(result: tuple[Limits, Reading] | None) -> pb.AcquireResult:
+class _Durations(dict[int, duration_pb2.Duration]):
+    """Messages by microseconds: those of one batch are mostly the same, and cost to make."""
+
+    def __missing__(self, microseconds: int) -> duration_pb2.Duration:
+        made = self[microseconds] = _duration(microseconds)
+        return made
+
+
+def _result(result: tuple[Limits, Reading] | None, durations: _Durations) -> pb.AcquireResult:
     if result is None:
         return pb.AcquireResult(decision=pb.DECISION_KEY_INVALID)
     limits, reading = result
     return pb.AcquireResult(
         decision=_DECISIONS[reading.decision],
-        retry_after=_duration(reading.wait_us),
+        retry_after=None if reading.wait_us is None else durations[reading.wait_us],
         quota_remaining=quota_remaining(limits, reading.used),
         burst_remaining=reading.burst_remaining,
         burst=limits.ceiling.burst,
         rate_per_second=limits.ceiling.rate_per_second,
-        burst_reset=_duration(reading.burst_reset_us),
+        burst_reset=durations[reading.burst_reset_us],
         quota=limits.monthly,
-        quota_reset=_duration(reading.month.ends_us - reading.at_us),
+        quota_reset=durations[reading.month.ends_us - reading.at_us],
     )
 
 
 def _granted(grant: Grant | None) -> pb.LeaseResult:
     if grant is None:
         return pb.LeaseResult(decision=pb.DECISION_KEY_INVALID)
+    wait_us = grant.reading.wait_us
     return pb.LeaseResult(
         decision=_DECISIONS[grant.reading.decision],
         lease_id=grant.lease_id,
         calls=grant.calls,
         lifetime=_duration(LEASE_US) if grant.calls else None,
-        retry_after=_duration(grant.reading.wait_us),
+        retry_after=None if wait_us is None else _duration(wait_us),
     )
 
 
@@ -97,9 +107,7 @@ def _usage(usage: Usage) -> pb.GetUsageResponse:
     )
 
 
-def _duration(microseconds: int | None) -> duration_pb2.Duration | None:
-    if microseconds is None:
-        return None
+def _duration(microseconds: int) -> duration_pb2.Duration:
     seconds, rest = divmod(microseconds, MICROSECONDS)
     return duration_pb2.Duration(seconds=seconds, nanos=rest * 1_000)
 
