@@ -1,19 +1,18 @@
 """What app_proxy asks of other services."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import grpc
 from bulkhead.provisioner.v1 import provisioner_service_pb2 as provisioner_pb2
 from bulkhead.provisioner.v1.provisioner_service_pb2_grpc import ProvisionerServiceStub
 from bulkhead.ratelimit.v1 import ratelimit_service_pb2 as ratelimit_pb2
-from bulkhead.ratelimit.v1.ratelimit_service_pb2_grpc import RatelimitServiceStub
 
 from services.app_proxy.database.roles import Address, Role
 from services.app_proxy.door import Allowance, Decision
 from services.app_proxy.rate_limit_headers import Quota, burst_quota, month_quota
 from services.shared.clock import utc_now
-from services.shared.coalesce import Coalescer
 from services.shared.errors import UnavailableError
+from services.shared.limits import CoalescedLimits
 from services.shared.status import translated
 
 _DECISIONS = {
@@ -22,8 +21,6 @@ _DECISIONS = {
     ratelimit_pb2.DECISION_QUOTA_EXCEEDED: Decision.QUOTA_EXCEEDED,
     ratelimit_pb2.DECISION_KEY_INVALID: Decision.KEY_INVALID,
 }
-# The door answers 503 rather than wait longer: Envoy itself waits two seconds.
-_ACQUIRE_SECONDS = 1.0
 _ROLES = {
     Role.READER: provisioner_pb2.DATABASE_ROLE_READER,
     Role.WRITER: provisioner_pb2.DATABASE_ROLE_WRITER,
@@ -31,11 +28,13 @@ _ROLES = {
 
 
 class RatelimitLimits:
-    """ratelimit; concurrent calls travel as one batch."""
+    """ratelimit, asked for each call; what is asked for at once travels as one batch.
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
-        self._stub = RatelimitServiceStub(channel)
-        self._acquire: Coalescer[bytes, Allowance] = Coalescer(self._acquire_all, flights=1)
+    Not out of leases: docs/decisions/0012-shards-and-leases.md says why.
+    """
+
+    def __init__(self, limits: CoalescedLimits) -> None:
+        self._limits = limits
 
     async def acquire(self, key_digest: bytes) -> Allowance:
         """Takes one call of the deployment whose key has the digest.
@@ -43,15 +42,7 @@ class RatelimitLimits:
         Raises:
             UnavailableError: ratelimit is away, so nothing is known and nothing is open.
         """
-        return await self._acquire(key_digest)
-
-    async def _acquire_all(self, digests: Sequence[bytes]) -> list[Allowance]:
-        items = [ratelimit_pb2.AcquireItem(key_digest=item, cost=1) for item in digests]
-        with translated():
-            answer = await self._stub.Acquire(
-                ratelimit_pb2.AcquireRequest(items=items), timeout=_ACQUIRE_SECONDS
-            )
-        return [_allowance(result) for result in answer.results]
+        return _allowance(await self._limits.acquire(key_digest))
 
 
 class ProvisionedDatabases:

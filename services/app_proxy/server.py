@@ -29,6 +29,7 @@ from services.app_proxy.web import web_app
 from services.app_proxy.web_server import PEER, serving_web
 from services.shared.access import RemoteAuditor, RemoteAuthenticator, open_key_resolver
 from services.shared.channel import open_channel
+from services.shared.limits import CoalescedLimits
 from services.shared.postgres import open_database
 from services.shared.redis import Valkey, open_valkey
 from services.shared.server import Registration, Service
@@ -52,7 +53,9 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
         database = await stack.enter_async_context(open_database(settings, NAME, _MIGRATIONS))
         cache = _cache(await stack.enter_async_context(open_valkey(settings)), settings)
         routing = Routing(RouteStore(database), cache, settings.domain)
-        door = Door(routing.find, keys, RatelimitLimits(limits), settings.key_prefix)
+        door = Door(
+            routing.find, keys, RatelimitLimits(CoalescedLimits(limits)), settings.key_prefix
+        )
         pools = await stack.enter_async_context(
             open_pools(ProvisionedDatabases(provisioner), settings.pool_limits())
         )

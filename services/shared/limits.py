@@ -11,7 +11,7 @@ from bulkhead.ratelimit.v1.ratelimit_service_pb2_grpc import RatelimitServiceStu
 from services.shared.coalesce import Coalescer
 from services.shared.status import translated
 
-# Whoever waits for an admission answers 503 rather than wait longer.
+# The door answers 503 rather than wait longer for an admission: Envoy itself waits two seconds.
 _SECONDS: Final = 1.0
 
 
