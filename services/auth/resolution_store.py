@@ -64,20 +64,19 @@ def _match(rows: Sequence[asyncpg.Record]) -> tuple[Match | None, bool]:
 async def _first_used(connection: Connection, asked: Mapping[KeyId, Sequence[bytes]]) -> set[KeyId]:
     """Writes the first use of keys; returns those that were not given another secret meanwhile.
 
-    Under another pepper a key has still the secret that was presented.
+    Under another pepper a key has still the secret that was presented. No join: of a row that was
+    waited for, only its own columns are looked at again.
     """
     rows = await connection.fetch(
         """
         WITH used AS (
-            SELECT k.key_id FROM keys k
-            JOIN unnest($1::text[], $2::bytea[]) AS asked (key_id, digest)
-              ON k.key_id = asked.key_id AND k.digest = asked.digest
-            ORDER BY k.key_id FOR NO KEY UPDATE OF k
+            SELECT key_id FROM keys WHERE key_id = ANY($1) AND digest = ANY($2)
+            ORDER BY key_id FOR NO KEY UPDATE
         )
         UPDATE keys SET first_used_at = coalesce(first_used_at, now())
         FROM used WHERE keys.key_id = used.key_id RETURNING keys.key_id
         """,
-        [key_id for key_id, candidates in asked.items() for _ in candidates],
+        list(asked),
         [digest for candidates in asked.values() for digest in candidates],
     )
     return {KeyId(row["key_id"]) for row in rows}
