@@ -12,7 +12,9 @@ from services.ratelimit.descriptors_model import FilePart
 from services.shared.settings import UnusableFileError, read_file
 
 _MOST_BYTES = 1 << 20
-_KEPT_TAGS = ("tag:yaml.org,2002:null", "tag:yaml.org,2002:merge")
+_TAG = "tag:yaml.org,2002:"
+_RECOGNISED = (f"{_TAG}null", f"{_TAG}merge")
+_CONSTRUCTED = (f"{_TAG}null", f"{_TAG}str", f"{_TAG}seq", f"{_TAG}map", None)
 
 Texts = Mapping[Path, bytes]
 
@@ -69,9 +71,11 @@ class _Loader(yaml.SafeLoader):
     """
 
     yaml_implicit_resolvers = {  # noqa: RUF012 as the base class has it
-        first: [(tag, pattern) for tag, pattern in resolvers if tag in _KEPT_TAGS]
+        first: [(tag, pattern) for tag, pattern in resolvers if tag in _RECOGNISED]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+    # The others fail in ways of their own, as at `!!int x`.
+    yaml_constructors = {tag: yaml.SafeLoader.yaml_constructors[tag] for tag in _CONSTRUCTED}  # noqa: RUF012 the same
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """Returns the mapping, before anything is merged into it."""

@@ -2,10 +2,13 @@
 
 import asyncio
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from services.ratelimit.descriptors import Descriptor, Entry, Limit, applied
 from services.ratelimit.descriptors_file import parsed, read_texts
@@ -144,6 +147,7 @@ descriptors: [{key: a, rate_limit: {unlimited: true, name: n, replaces: [{name: 
         ("[" * 5_000, "RecursionError"),
         (f"domain: d\n# {'x' * (1 << 20)}", "more than 1048576 bytes"),
         ("domain: \x00", "unacceptable character"),
+        ("domain: !!int x", "could not determine a constructor"),
     ],
 )
 def test_a_bad_file_is_refused_by_its_name_and_the_place_in_it(
@@ -156,6 +160,46 @@ def test_a_bad_file_is_refused_by_its_name_and_the_place_in_it(
     assert str(refused.value).startswith(f"{file}: ")
     assert says in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+words = st.sampled_from(
+    [
+        *("domain: ", "descriptors: ", "- key: ", "  value: ", "  rate_limit: ", "unit: day", "\n"),
+        *("{", "}", "[", "]", ", ", "&a ", "*a", "<<: ", "!!int ", "!!binary ", "!x ", "? ", ": "),
+        *(
+            "'",
+            '"',
+            "|",
+            ">",
+            "~",
+            "#",
+            "%",
+            "---\n",
+            "\t",
+            "\x85",
+            "\ud800",
+            "0",
+            "-1",
+            "\\x",
+            "é",
+        ),
+    ]
+)
+texts = st.one_of(st.lists(words, max_size=25).map("".join), st.text(max_size=60))
+
+
+@settings(max_examples=1_000, deadline=None)
+@given(texts.map(lambda text: text.encode(errors="surrogatepass")) | st.binary(max_size=60))
+def test_whatever_a_file_holds_it_is_limits_or_a_reason(text: bytes) -> None:
+    assert re.fullmatch(r"limits|any\.yaml: .+", _said(text))
+
+
+def _said(text: bytes) -> str:
+    try:
+        parsed({Path("any.yaml"): text})
+    except UnusableFileError as refused:
+        return str(refused)
+    return "limits"
 
 
 def test_a_folder_is_all_of_its_yaml_files(tmp_path: Path) -> None:
