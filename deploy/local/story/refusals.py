@@ -65,6 +65,8 @@ async def over_the_burst(scene: Scene, here: Deployment) -> None:
         answers = await _flood(visitor)
         refused = next(answer for answer in answers if answer.status_code == _TOO_MANY)
         check_refusal(scene, f"{len(answers)} requests at once", _TOO_MANY, refused, "")
+        for name in ("RateLimit-Policy", "RateLimit"):
+            scene.stage.result(f"{name}: {refused.headers[name]}")
         admitted = sum(answer.status_code == _OK for answer in answers)
         wait = int(refused.headers["retry-after"])
         turned = len(answers) - admitted
