@@ -27,7 +27,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-bulkhead/ratelimit/v1/ratelimit_service.proto\x12\x15\x62ulkhead.ratelimit.v1\x1a\x1f\x62ulkhead/common/v1/access.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"5\n\x0b\x41\x63quireItem\x12\x18\n\nkey_digest\x18\x01 \x01(\x0c\x42\x04\xe8\xe0\x18\x01\x12\x0c\n\x04\x63ost\x18\x02 \x01(\x03\"\xe3\x02\n\rAcquireResult\x12\x31\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0e\x32\x1f.bulkhead.ratelimit.v1.Decision\x12.\n\x0bretry_after\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1c\n\x0fquota_remaining\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x17\n\x0f\x62urst_remaining\x18\x04 \x01(\x03\x12\r\n\x05\x62urst\x18\x05 \x01(\x03\x12\x17\n\x0frate_per_second\x18\x06 \x01(\x03\x12.\n\x0b\x62urst_reset\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\x05quota\x18\x08 \x01(\x03H\x01\x88\x01\x01\x12.\n\x0bquota_reset\x18\t \x01(\x0b\x32\x19.google.protobuf.DurationB\x12\n\x10_quota_remainingB\x08\n\x06_quota\"C\n\x0e\x41\x63quireRequest\x12\x31\n\x05items\x18\x01 \x03(\x0b\x32\".bulkhead.ratelimit.v1.AcquireItem\"H\n\x0f\x41\x63quireResponse\x12\x35\n\x07results\x18\x01 \x03(\x0b\x32$.bulkhead.ratelimit.v1.AcquireResult\"4\n\tLeaseItem\x12\x18\n\nkey_digest\x18\x01 \x01(\x0c\x42\x04\xe8\xe0\x18\x01\x12\r\n\x05\x63\x61lls\x18\x02 \x01(\x03\"\xbe\x01\n\x0bLeaseResult\x12\x31\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0e\x32\x1f.bulkhead.ratelimit.v1.Decision\x12\x10\n\x08lease_id\x18\x02 \x01(\t\x12\r\n\x05\x63\x61lls\x18\x03 \x01(\x03\x12+\n\x08lifetime\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x0bretry_after\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"?\n\x0cLeaseRequest\x12/\n\x05items\x18\x01 \x03(\x0b\x32 .bulkhead.ratelimit.v1.LeaseItem\"D\n\rLeaseResponse\x12\x33\n\x07results\x18\x01 \x03(\x0b\x32\".bulkhead.ratelimit.v1.LeaseResult\"3\n\x0fReturnLeaseItem\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x0e\n\x06unused\x18\x02 \x01(\x03\"K\n\x12ReturnLeaseRequest\x12\x35\n\x05items\x18\x01 \x03(\x0b\x32&.bulkhead.ratelimit.v1.ReturnLeaseItem\"\'\n\x13ReturnLeaseResponse\x12\x10\n\x08returned\x18\x01 \x03(\x03\":\n\x0fGetUsageRequest\x12\'\n\rdeployment_id\x18\x01 \x01(\tB\x10\xe2\xe0\x18\x0c\n\ndeployment\"\xe2\x01\n\x10GetUsageResponse\x12\x15\n\rdeployment_id\x18\x01 \x01(\t\x12\r\n\x05month\x18\x02 \x01(\t\x12\x0c\n\x04used\x18\x03 \x01(\x03\x12\x12\n\x05limit\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x16\n\tremaining\x18\x05 \x01(\x03H\x01\x88\x01\x01\x12.\n\nreset_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0frate_per_second\x18\x07 \x01(\x03\x12\r\n\x05\x62urst\x18\x08 \x01(\x03\x42\x08\n\x06_limitB\x0c\n\n_remaining*\x8e\x01\n\x08\x44\x65\x63ision\x12\x18\n\x14\x44\x45\x43ISION_UNSPECIFIED\x10\x00\x12\x14\n\x10\x44\x45\x43ISION_ALLOWED\x10\x01\x12\x1b\n\x17\x44\x45\x43ISION_BURST_EXCEEDED\x10\x02\x12\x1b\n\x17\x44\x45\x43ISION_QUOTA_EXCEEDED\x10\x03\x12\x18\n\x14\x44\x45\x43ISION_KEY_INVALID\x10\x04\x32\xda\x03\n\x10RatelimitService\x12m\n\x07\x41\x63quire\x12%.bulkhead.ratelimit.v1.AcquireRequest\x1a&.bulkhead.ratelimit.v1.AcquireResponse\"\x13\xe2\xe0\x18\x0f\x1a\tapp_proxy \x01(\x01\x12g\n\x05Lease\x12#.bulkhead.ratelimit.v1.LeaseRequest\x1a$.bulkhead.ratelimit.v1.LeaseResponse\"\x13\xe2\xe0\x18\x0f\x1a\tapp_proxy \x01(\x01\x12y\n\x0bReturnLease\x12).bulkhead.ratelimit.v1.ReturnLeaseRequest\x1a*.bulkhead.ratelimit.v1.ReturnLeaseResponse\"\x13\xe2\xe0\x18\x0f\x1a\tapp_proxy \x01(\x01\x12s\n\x08GetUsage\x12&.bulkhead.ratelimit.v1.GetUsageRequest\x1a\'.bulkhead.ratelimit.v1.GetUsageResponse\"\x16\xe2\xe0\x18\x12\n\x02\x02\x03\x12\nusage:read \x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-bulkhead/ratelimit/v1/ratelimit_service.proto\x12\x15\x62ulkhead.ratelimit.v1\x1a\x1f\x62ulkhead/common/v1/access.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"5\n\x0b\x41\x63quireItem\x12\x18\n\nkey_digest\x18\x01 \x01(\x0c\x42\x04\xe8\xe0\x18\x01\x12\x0c\n\x04\x63ost\x18\x02 \x01(\x03\"\xe3\x02\n\rAcquireResult\x12\x31\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0e\x32\x1f.bulkhead.ratelimit.v1.Decision\x12.\n\x0bretry_after\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1c\n\x0fquota_remaining\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x17\n\x0f\x62urst_remaining\x18\x04 \x01(\x03\x12\r\n\x05\x62urst\x18\x05 \x01(\x03\x12\x17\n\x0frate_per_second\x18\x06 \x01(\x03\x12.\n\x0b\x62urst_reset\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\x05quota\x18\x08 \x01(\x03H\x01\x88\x01\x01\x12.\n\x0bquota_reset\x18\t \x01(\x0b\x32\x19.google.protobuf.DurationB\x12\n\x10_quota_remainingB\x08\n\x06_quota\"C\n\x0e\x41\x63quireRequest\x12\x31\n\x05items\x18\x01 \x03(\x0b\x32\".bulkhead.ratelimit.v1.AcquireItem\"H\n\x0f\x41\x63quireResponse\x12\x35\n\x07results\x18\x01 \x03(\x0b\x32$.bulkhead.ratelimit.v1.AcquireResult\"4\n\tLeaseItem\x12\x18\n\nkey_digest\x18\x01 \x01(\x0c\x42\x04\xe8\xe0\x18\x01\x12\r\n\x05\x63\x61lls\x18\x02 \x01(\x03\"\xbe\x01\n\x0bLeaseResult\x12\x31\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0e\x32\x1f.bulkhead.ratelimit.v1.Decision\x12\x10\n\x08lease_id\x18\x02 \x01(\t\x12\r\n\x05\x63\x61lls\x18\x03 \x01(\x03\x12+\n\x08lifetime\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x0bretry_after\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"?\n\x0cLeaseRequest\x12/\n\x05items\x18\x01 \x03(\x0b\x32 .bulkhead.ratelimit.v1.LeaseItem\"D\n\rLeaseResponse\x12\x33\n\x07results\x18\x01 \x03(\x0b\x32\".bulkhead.ratelimit.v1.LeaseResult\"@\n\x0fReturnLeaseItem\x12\x1d\n\x08lease_id\x18\x01 \x01(\tB\x0b\xe2\xe0\x18\x07\n\x05lease\x12\x0e\n\x06unused\x18\x02 \x01(\x03\"K\n\x12ReturnLeaseRequest\x12\x35\n\x05items\x18\x01 \x03(\x0b\x32&.bulkhead.ratelimit.v1.ReturnLeaseItem\"\'\n\x13ReturnLeaseResponse\x12\x10\n\x08returned\x18\x01 \x03(\x03\":\n\x0fGetUsageRequest\x12\'\n\rdeployment_id\x18\x01 \x01(\tB\x10\xe2\xe0\x18\x0c\n\ndeployment\"\xe2\x01\n\x10GetUsageResponse\x12\x15\n\rdeployment_id\x18\x01 \x01(\t\x12\r\n\x05month\x18\x02 \x01(\t\x12\x0c\n\x04used\x18\x03 \x01(\x03\x12\x12\n\x05limit\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x16\n\tremaining\x18\x05 \x01(\x03H\x01\x88\x01\x01\x12.\n\nreset_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0frate_per_second\x18\x07 \x01(\x03\x12\r\n\x05\x62urst\x18\x08 \x01(\x03\x42\x08\n\x06_limitB\x0c\n\n_remaining*\xa8\x01\n\x08\x44\x65\x63ision\x12\x18\n\x14\x44\x45\x43ISION_UNSPECIFIED\x10\x00\x12\x14\n\x10\x44\x45\x43ISION_ALLOWED\x10\x01\x12\x1b\n\x17\x44\x45\x43ISION_BURST_EXCEEDED\x10\x02\x12\x1b\n\x17\x44\x45\x43ISION_QUOTA_EXCEEDED\x10\x03\x12\x18\n\x14\x44\x45\x43ISION_KEY_INVALID\x10\x04\x12\x18\n\x14\x44\x45\x43ISION_UNAVAILABLE\x10\x05\x32\xda\x03\n\x10RatelimitService\x12m\n\x07\x41\x63quire\x12%.bulkhead.ratelimit.v1.AcquireRequest\x1a&.bulkhead.ratelimit.v1.AcquireResponse\"\x13\xe2\xe0\x18\x0f\x1a\tapp_proxy \x01(\x01\x12g\n\x05Lease\x12#.bulkhead.ratelimit.v1.LeaseRequest\x1a$.bulkhead.ratelimit.v1.LeaseResponse\"\x13\xe2\xe0\x18\x0f\x1a\tapp_proxy \x01(\x01\x12y\n\x0bReturnLease\x12).bulkhead.ratelimit.v1.ReturnLeaseRequest\x1a*.bulkhead.ratelimit.v1.ReturnLeaseResponse\"\x13\xe2\xe0\x18\x0f\x1a\tapp_proxy \x01(\x01\x12s\n\x08GetUsage\x12&.bulkhead.ratelimit.v1.GetUsageRequest\x1a\'.bulkhead.ratelimit.v1.GetUsageResponse\"\x16\xe2\xe0\x18\x12\n\x02\x02\x03\x12\nusage:read \x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,6 +38,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ACQUIREITEM'].fields_by_name['key_digest']._serialized_options = b'\350\340\030\001'
   _globals['_LEASEITEM'].fields_by_name['key_digest']._loaded_options = None
   _globals['_LEASEITEM'].fields_by_name['key_digest']._serialized_options = b'\350\340\030\001'
+  _globals['_RETURNLEASEITEM'].fields_by_name['lease_id']._loaded_options = None
+  _globals['_RETURNLEASEITEM'].fields_by_name['lease_id']._serialized_options = b'\342\340\030\007\n\005lease'
   _globals['_GETUSAGEREQUEST'].fields_by_name['deployment_id']._loaded_options = None
   _globals['_GETUSAGEREQUEST'].fields_by_name['deployment_id']._serialized_options = b'\342\340\030\014\n\ndeployment'
   _globals['_RATELIMITSERVICE'].methods_by_name['Acquire']._loaded_options = None
@@ -48,8 +50,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RATELIMITSERVICE'].methods_by_name['ReturnLease']._serialized_options = b'\342\340\030\017\032\tapp_proxy \001(\001'
   _globals['_RATELIMITSERVICE'].methods_by_name['GetUsage']._loaded_options = None
   _globals['_RATELIMITSERVICE'].methods_by_name['GetUsage']._serialized_options = b'\342\340\030\022\n\002\002\003\022\nusage:read \001'
-  _globals['_DECISION']._serialized_start=1569
-  _globals['_DECISION']._serialized_end=1711
+  _globals['_DECISION']._serialized_start=1582
+  _globals['_DECISION']._serialized_end=1750
   _globals['_ACQUIREITEM']._serialized_start=170
   _globals['_ACQUIREITEM']._serialized_end=223
   _globals['_ACQUIRERESULT']._serialized_start=226
@@ -67,15 +69,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LEASERESPONSE']._serialized_start=1038
   _globals['_LEASERESPONSE']._serialized_end=1106
   _globals['_RETURNLEASEITEM']._serialized_start=1108
-  _globals['_RETURNLEASEITEM']._serialized_end=1159
-  _globals['_RETURNLEASEREQUEST']._serialized_start=1161
-  _globals['_RETURNLEASEREQUEST']._serialized_end=1236
-  _globals['_RETURNLEASERESPONSE']._serialized_start=1238
-  _globals['_RETURNLEASERESPONSE']._serialized_end=1277
-  _globals['_GETUSAGEREQUEST']._serialized_start=1279
-  _globals['_GETUSAGEREQUEST']._serialized_end=1337
-  _globals['_GETUSAGERESPONSE']._serialized_start=1340
-  _globals['_GETUSAGERESPONSE']._serialized_end=1566
-  _globals['_RATELIMITSERVICE']._serialized_start=1714
-  _globals['_RATELIMITSERVICE']._serialized_end=2188
+  _globals['_RETURNLEASEITEM']._serialized_end=1172
+  _globals['_RETURNLEASEREQUEST']._serialized_start=1174
+  _globals['_RETURNLEASEREQUEST']._serialized_end=1249
+  _globals['_RETURNLEASERESPONSE']._serialized_start=1251
+  _globals['_RETURNLEASERESPONSE']._serialized_end=1290
+  _globals['_GETUSAGEREQUEST']._serialized_start=1292
+  _globals['_GETUSAGEREQUEST']._serialized_end=1350
+  _globals['_GETUSAGERESPONSE']._serialized_start=1353
+  _globals['_GETUSAGERESPONSE']._serialized_end=1579
+  _globals['_RATELIMITSERVICE']._serialized_start=1753
+  _globals['_RATELIMITSERVICE']._serialized_end=2227
 # @@protoc_insertion_point(module_scope)

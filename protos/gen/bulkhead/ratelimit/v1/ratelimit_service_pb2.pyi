@@ -35,6 +35,8 @@ class _DecisionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Decision.Val
     """The month's calls are used up."""
     DECISION_KEY_INVALID: _Decision.ValueType  # 4
     """The digest is of no valid deployment key."""
+    DECISION_UNAVAILABLE: _Decision.ValueType  # 5
+    """What was used of the month cannot be found out now, so nothing was taken."""
 
 class Decision(_Decision, metaclass=_DecisionEnumTypeWrapper):
     """The decision on one item."""
@@ -47,6 +49,8 @@ DECISION_QUOTA_EXCEEDED: Decision.ValueType  # 3
 """The month's calls are used up."""
 DECISION_KEY_INVALID: Decision.ValueType  # 4
 """The digest is of no valid deployment key."""
+DECISION_UNAVAILABLE: Decision.ValueType  # 5
+"""What was used of the month cannot be found out now, so nothing was taken."""
 Global___Decision: _TypeAlias = Decision  # noqa: Y015
 
 @_typing.final
