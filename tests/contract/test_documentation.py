@@ -253,4 +253,4 @@ def shown_default(settings: type[BaseSettings], name: str) -> str:
     field = settings.model_fields[name]
     kind: TypeAdapter[Any] = TypeAdapter(field.annotation or type(None))
     value = kind.dump_python(field.default, mode="json")
-    return "" if value is None else str(value)
+    return "" if value in (None, []) else str(value)
