@@ -26,6 +26,7 @@ class Decision(StrEnum):
     BURST_EXCEEDED = "burst_exceeded"
     QUOTA_EXCEEDED = "quota_exceeded"
     KEY_INVALID = "key_invalid"
+    UNAVAILABLE = "unavailable"
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +186,8 @@ def over_limit(allowance: Allowance) -> Refusal | None:
             return None
         case Decision.KEY_INVALID:
             return key_invalid()
+        case Decision.UNAVAILABLE:
+            return unavailable(UnavailableError("what was used of the month is not known"))
         case Decision.BURST_EXCEEDED:
             reason, title = Reason.BURST_EXCEEDED, "Too many calls at once"
             detail = "The deployment's calls per second are used up."

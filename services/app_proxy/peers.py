@@ -20,6 +20,7 @@ _DECISIONS = {
     ratelimit_pb2.DECISION_BURST_EXCEEDED: Decision.BURST_EXCEEDED,
     ratelimit_pb2.DECISION_QUOTA_EXCEEDED: Decision.QUOTA_EXCEEDED,
     ratelimit_pb2.DECISION_KEY_INVALID: Decision.KEY_INVALID,
+    ratelimit_pb2.DECISION_UNAVAILABLE: Decision.UNAVAILABLE,
 }
 _ROLES = {
     Role.READER: provisioner_pb2.DATABASE_ROLE_READER,

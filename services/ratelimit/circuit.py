@@ -16,7 +16,7 @@ from opentelemetry import metrics
 from services.ratelimit.checkpoints import RETAINED_US, Checkpoints
 from services.ratelimit.domain import Reading, Take
 from services.ratelimit.leases import Grant, Return, Returned, Want
-from services.ratelimit.ledger import Ledger, MonthUnknownError, OwnUse
+from services.ratelimit.ledger import Ledger, OwnUse
 from services.ratelimit.outage import Outage
 from services.ratelimit.replay import Replay
 from services.ratelimit.replicas import Replicas
@@ -137,8 +137,6 @@ class Circuit:
         losses = self._losses
         try:
             grants = await self._counters.lease(wants)
-        except MonthUnknownError:
-            raise
         except UnavailableError:
             self._lose(losses)
             raise
@@ -188,8 +186,6 @@ class Circuit:
         losses = self._losses
         try:
             readings = await self._counters.take(takes)
-        except MonthUnknownError:
-            raise
         except UnavailableError:
             self._lose(losses)
             return None

@@ -10,7 +10,15 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
-from services.ratelimit.gcra import Bucket, Ceiling, present, remaining, taken, wait_us
+from services.ratelimit.gcra import (
+    MICROSECONDS,
+    Bucket,
+    Ceiling,
+    present,
+    remaining,
+    taken,
+    wait_us,
+)
 from services.ratelimit.months import Month, moment, month_at
 from services.shared.errors import InvalidFieldError
 from services.shared.ids import DeploymentId, TenantId
@@ -30,6 +38,7 @@ class Decision(StrEnum):
     BURST_EXCEEDED = "burst_exceeded"
     QUOTA_EXCEEDED = "quota_exceeded"
     KEY_INVALID = "key_invalid"
+    UNAVAILABLE = "unavailable"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +59,7 @@ class MonthFloors(Protocol):
         """Returns per deployment the calls of `month` (as `2026-11`) known of, 0 for none.
 
         Raises:
-            UnavailableError: that cannot be found out; then nothing is decided.
+            UnavailableError: that cannot be found out; then nothing is taken of these.
         """
         ...
 
@@ -161,6 +170,11 @@ def decide(before: Counters, take: Take, now_us: int) -> tuple[Counters, Reading
     reset = wait_us(bucket, ceiling, ceiling.burst, now_us) or 0
     left = remaining(bucket, ceiling, now_us)
     return after, Reading(decision, wait, used, left, reset, now_us, month)
+
+
+def undecided(now_us: int, month: Month) -> Reading:
+    """Returns the answer where what was used of the month cannot be found out: nothing is taken."""
+    return Reading(Decision.UNAVAILABLE, MICROSECONDS, 0, 0, 0, now_us, month)
 
 
 def _month_wait_us(used: int, monthly: int | None, cost: int, rest_us: int) -> int | None:

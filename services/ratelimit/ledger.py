@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from services.ratelimit.domain import Limits, Reading, Take
+from services.ratelimit.domain import Decision, Limits, Reading, Take
 from services.shared.errors import UnavailableError
 from services.shared.ids import DeploymentId, TenantId
 
@@ -92,6 +92,8 @@ class Ledger:
         self, deployment_id: DeploymentId, tenant_id: TenantId, reading: Reading, now_us: int
     ) -> None:
         """Remembers what was read in Valkey just now, by this process's clock."""
+        if reading.decision is Decision.UNAVAILABLE:
+            return
         place = (reading.month.name, deployment_id)
         seen = self._seen.get(place)
         if seen is None:

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from services.ratelimit.domain import Counters, Decision, Reading, Take, decide
+from services.ratelimit.domain import Counters, Decision, Reading, Take, decide, undecided
 from services.ratelimit.gcra import Bucket, Ceiling
-from services.ratelimit.ledger import LastSeen, MonthUnknownError, Start
+from services.ratelimit.ledger import LastSeen, Start
 from services.ratelimit.months import month_at
 from services.shared.ids import DeploymentId
 
@@ -89,16 +89,15 @@ class Outage:
     def decide(self, takes: Sequence[Take], replicas: int, now_us: int) -> list[Reading]:
         """Returns one reading per take, in order; what is admitted is remembered as used.
 
-        Raises:
-            MonthUnknownError: of one of them it is not known what the month counts from; then
-                nothing was decided.
+        Undecided are those of which it is not known what the month counts from.
         """
-        if self.unknown(takes, now_us):
-            raise MonthUnknownError
+        self._turn(now_us)
         return [self._decide(take, replicas, now_us) for take in takes]
 
     def _decide(self, take: Take, replicas: int, now_us: int) -> Reading:
-        local = self._local[take.deployment_id]
+        local = self._local.get(take.deployment_id)
+        if local is None:
+            return undecided(now_us, month_at(now_us))
         shared = take._replace(cost=take.cost * replicas)
         local.counters, reading = decide(local.counters, shared, now_us)
         if reading.decision is Decision.ALLOWED and take.cost:

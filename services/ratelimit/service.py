@@ -27,7 +27,7 @@ from services.ratelimit.leases import (
     checked_wants,
     new_token,
 )
-from services.shared.errors import InvalidFieldError, NotFoundError
+from services.shared.errors import InvalidFieldError, NotFoundError, UnavailableError
 from services.shared.ids import DeploymentId, TenantId
 from services.shared.principal import KeyKind, Principal
 
@@ -137,6 +137,8 @@ class Ratelimit:
         (reading,) = await self._counters.take(
             [Take(deployment, limits, 0, principal.tenant_id or NO_TENANT)]
         )
+        if reading.decision is Decision.UNAVAILABLE:
+            raise UnavailableError("what was used of the month cannot be found out now")
         return Usage(deployment, limits, reading)
 
     async def _deployment(self, principal: Principal, deployment_id: str) -> DeploymentId:

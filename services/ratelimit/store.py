@@ -10,9 +10,10 @@ from typing import Any, Final, NamedTuple
 
 from redis.exceptions import NoScriptError
 
-from services.ratelimit.domain import Decision, Limits, MonthFloors, Reading, Take
+from services.ratelimit.domain import Decision, Limits, MonthFloors, Reading, Take, undecided
 from services.ratelimit.leases import Grant, LeaseId, Return, Returned, Want, lease_id, named
 from services.ratelimit.months import Month, month_at
+from services.shared.errors import UnavailableError
 from services.shared.ids import DeploymentId
 from services.shared.redis import Valkey, is_cluster, valkey_errors
 
@@ -101,8 +102,8 @@ class CounterStore:
         one batch a deployment has one set of limits: those of its last take.
 
         Raises:
-            UnavailableError: Valkey is away, or slower than the patience, or the durable counts
-                are. Some of the calls may have been counted, never too few.
+            UnavailableError: Valkey is away, or slower than the patience. Some of the calls may
+                have been counted, never too few.
         """
         items = [_Item(take.deployment_id, take.limits, take.cost, "") for take in takes]
         return [answer.reading for answer in await self._decided(items, now_us)]
@@ -148,29 +149,37 @@ class CounterStore:
 
     async def _decided(self, items: list[_Item], now_us: int | None) -> list[_Answer]:
         results: list[_Answer | None] = [None] * len(items)
-        pending: Iterable[int] = range(len(items))
+        pending = list(range(len(items)))
         floors: Floors = {}
         while pending:
             groups = self._grouped(pending, [item.deployment_id for item in items])
             done = await asyncio.gather(
                 *(self._run([items[at] for at in group], floors, now_us) for group in groups)
             )
-            unknown: dict[str, list[int]] = {}
+            unknown: dict[Month, list[int]] = {}
             for group, (month, answer) in zip(groups, done, strict=True):
-                missing = _fill(results, group, month, answer)
-                unknown.setdefault(month.name, []).extend(missing)
-            pending = sorted(at for missing in unknown.values() for at in missing)
-            for name, missing in unknown.items():
-                await self._ask({items[at].deployment_id for at in missing}, name, floors)
+                unknown.setdefault(month, []).extend(_fill(results, group, month, answer))
+            pending = []
+            for month, missing in unknown.items():
+                if await self._ask({items[at].deployment_id for at in missing}, month.name, floors):
+                    pending += missing
+                else:
+                    # Theirs alone: the others of the batch are decided.
+                    lost = _Answer(0, undecided(done[0][1][0], month))
+                    results = [lost if at in missing else it for at, it in enumerate(results)]
+            pending.sort()
         return [answer for answer in results if answer is not None]
 
-    async def _ask(self, wanted: set[DeploymentId], month: str, floors: Floors) -> None:
-        if not wanted:
-            return
+    async def _ask(self, wanted: set[DeploymentId], month: str, floors: Floors) -> bool:
+        """Returns whether it is known by now what their months count from."""
         ordered = sorted(wanted)
-        counts = await self._floors.floors(ordered, month)
+        try:
+            counts = await self._floors.floors(ordered, month) if ordered else ()
+        except UnavailableError:
+            return False
         for deployment_id, count in zip(ordered, counts, strict=True):
             floors[deployment_id, month] = count
+        return True
 
     def _grouped(self, positions: Iterable[int], names: Sequence[str]) -> list[list[int]]:
         """Returns the positions by shard on a cluster; together otherwise."""

@@ -9,17 +9,15 @@ import pytest
 import structlog
 
 from services.ratelimit.circuit import Circuit, State
-from services.ratelimit.domain import Decision, Limits
+from services.ratelimit.domain import Decision, Limits, Take
 from services.ratelimit.gcra import Ceiling
-from services.ratelimit.ledger import MonthUnknownError
 from services.ratelimit.usage_store import UsageStore
-from services.shared.errors import UnavailableError
 from services.shared.ids import DeploymentId, new_deployment_id
 from services.shared.postgres import open_database
 from services.shared.settings import PostgresSettings
 from tests.databases import SERVICES, Databases
 from tests.losable_valkey import LosableValkey, losable_valkey
-from tests.ratelimit_replicas import admitted, replica, take, until
+from tests.ratelimit_replicas import TENANT, admitted, replica, take, until
 
 WIDE = Ceiling(1_000_000, 1_000_000)
 
@@ -177,17 +175,19 @@ async def test_without_postgres_known_months_go_on_and_unknown_ones_are_refused(
             for used in range(2, 12):
                 reading = await take(only, known, limits)
                 assert (reading.decision, reading.used) == (Decision.ALLOWED, used)
-            with pytest.raises(MonthUnknownError):
-                await take(only, unknown, limits)
+            # In one batch: who is not known is not decided, and nobody else is disturbed.
+            calls = [Take(each, limits, 1, TENANT) for each in (unknown, known, unknown)]
+            lost, counted, again = await only.take(calls)
+            assert {lost.decision, again.decision} == {Decision.UNAVAILABLE}
+            assert (counted.decision, counted.used) == (Decision.ALLOWED, 12)
             # It is Postgres that is away: nothing else is made of it.
             assert only.state is State.VALKEY
             await valkey.flush()
-            with pytest.raises(UnavailableError):
-                await take(only, known, limits)
+            assert (await take(only, known, limits)).decision is Decision.UNAVAILABLE
 
         async def is_saved() -> bool:
-            return await saved(database, known, month) == 11
+            return await saved(database, known, month) == 12
 
         await until(is_saved)
-        assert (await take(only, known, limits)).used == 12
+        assert (await take(only, known, limits)).used == 13
         assert (await take(only, unknown, limits)).used == 1

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from services.ratelimit.domain import Counters, Decision, Limits, Reading, Take, decide
 from services.ratelimit.gcra import MICROSECONDS, Ceiling
-from services.ratelimit.ledger import Ledger, MonthUnknownError, OwnUse, Replayed, Start
+from services.ratelimit.ledger import Ledger, OwnUse, Replayed, Start
 from services.ratelimit.months import month_at, month_named, months_before
 from services.ratelimit.outage import Outage
 from services.ratelimit.replicas import Replicas
@@ -120,8 +120,14 @@ def test_one_that_was_alone_and_remembers_nothing_begins_without_room() -> None:
 
 
 def test_what_the_month_counts_from_must_be_known() -> None:
-    with pytest.raises(MonthUnknownError):
-        outage(OwnUse("0")).decide([take(1)], 2, NOW_US)
+    own = OwnUse("0")
+    out = outage(own)
+    other = take(1)._replace(deployment_id=DeploymentId("dep_1"))
+    begin(out, take(1), now_us=NOW_US)
+    known, unknown = out.decide([take(1), other], 2, NOW_US + MICROSECONDS)
+    assert known.decision is Decision.ALLOWED
+    assert (unknown.decision, unknown.wait_us) == (Decision.UNAVAILABLE, MICROSECONDS)
+    assert [use.deployment_id for use in own.to_replay()] == [DEPLOYMENT]
 
 
 def test_a_new_month_is_asked_for_anew_and_adds_no_burst() -> None:
@@ -131,8 +137,8 @@ def test_a_new_month_is_asked_for_anew_and_adds_no_burst() -> None:
     begin(out, take(1), Start(990, 0), ends - 10 * MICROSECONDS)
     readings = out.decide([take(1)] * 12, 1, ends - 1)
     assert sum(admitted(reading, 1) for reading in readings) == 10
-    with pytest.raises(MonthUnknownError):
-        out.decide([take(1)], 1, ends)
+    (unknown,) = out.decide([take(1)], 1, ends)
+    assert unknown.decision is Decision.UNAVAILABLE
     assert out.month == "2026-12"
     out.learn({DEPLOYMENT: Start(0, 0)}, [take(1)], "2026-12")
     (reading,) = out.decide([take(1)], 1, ends)
