@@ -28,9 +28,10 @@ from deploy.local.layout import Layout
 from deploy.local.ports import LOOPBACK
 from deploy.local.programs import Options
 from deploy.local.stack import Addresses
-from services.shared.access import KeyResolver, open_key_resolver
+from services.shared.access import open_key_resolver
 from services.shared.channel import open_channel
 from services.shared.ids import new_deployment_id
+from services.shared.key_resolver import KeyResolver
 from services.shared.keyformat import digest
 from services.shared.leases import open_leased_limits
 from services.shared.limits import CoalescedLimits

@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -83,6 +83,20 @@ async def test_the_free_plan_holds_a_burst_of_20_and_says_when_to_come_back(mesh
     assert 0 < refusal.retry_after.ToTimedelta().total_seconds() <= 0.1
     assert response.results[0].quota_remaining == 999
     assert not response.results[0].HasField("retry_after")
+
+
+async def test_an_answer_tells_the_limits_and_when_they_are_whole_again(mesh: Mesh) -> None:
+    _, key = await deployment_key(mesh, await mesh.customer(auth_pb.PLAN_FREE))
+    result = await take(mesh, key, 5)
+    assert (result.burst, result.rate_per_second, result.quota) == (20, 10, 1_000)
+    assert result.burst_reset.ToTimedelta() == timedelta(milliseconds=500)
+    month_ends = (await usage(mesh, key)).reset_time.ToDatetime(UTC)
+    reset_at = datetime.now(UTC) + result.quota_reset.ToTimedelta()
+    assert abs((reset_at - month_ends).total_seconds()) < 60
+    _, unlimited = await deployment_key(mesh, await mesh.customer(auth_pb.PLAN_SCALE))
+    result = await take(mesh, unlimited)
+    assert not result.HasField("quota")
+    assert result.HasField("quota_reset")
 
 
 @pytest.mark.promise("P-05")

@@ -31,7 +31,7 @@ from services.shared.ids import (
     random_text,
 )
 from services.shared.postgres import Database, open_database
-from services.shared.redis import open_valkey
+from services.shared.redis import Valkey, open_valkey
 from services.shared.settings import ValkeySettings
 from tests.databases import Databases
 
@@ -43,7 +43,7 @@ TENANT, OTHER = new_tenant_id(), new_tenant_id()
 class Stores:
     database: Database
     rows: RouteStore
-    valkey: redis.asyncio.Redis
+    valkey: Valkey
     cache: ValkeyRouteCache
     routing: Routing
 

@@ -192,6 +192,20 @@ def test_a_raised_plan_counts_at_once() -> None:
     assert (raised.used, raised.burst_remaining) == (200, 0)
 
 
+def test_a_lowered_plan_counts_at_once() -> None:
+    fast, slow = Limits(Ceiling(100, 200), None), Limits(Ceiling(1, 5), 100)
+    counters, _ = decide(Counters(), Take(DEPLOYMENT, fast, 100), START_US)
+    _, refused = decide(counters, Take(DEPLOYMENT, slow, 1), START_US)
+    assert refused.decision is Decision.QUOTA_EXCEEDED
+    slow = Limits(Ceiling(1, 5), 101)
+    _, refused = decide(counters, Take(DEPLOYMENT, slow, 1), START_US)
+    # No backlog is longer than the burst: what the old plan admitted is not held against it.
+    assert (refused.decision, refused.retry_after) == (
+        Decision.BURST_EXCEEDED,
+        timedelta(seconds=1),
+    )
+
+
 def test_a_clock_that_was_set_back_locks_nobody_out() -> None:
     limits = Limits(Ceiling(10, 20), None)
     counters, _ = decide(Counters(), Take(DEPLOYMENT, limits, 20), START_US)

@@ -20,7 +20,7 @@ from services.ratelimit.months import microseconds, month_of
 from services.ratelimit.store import CounterStore, bucket_key, month_key
 from services.shared.errors import UnavailableError
 from services.shared.ids import new_deployment_id
-from services.shared.redis import open_valkey
+from services.shared.redis import Valkey, open_valkey
 from services.shared.settings import ValkeySettings
 from tests.floors import KnownMonths
 
@@ -40,13 +40,13 @@ journeys = st.lists(
 
 
 @pytest.fixture(scope="session")
-async def client(valkey: ValkeyServer) -> AsyncIterator[redis.asyncio.Redis]:
+async def client(valkey: ValkeyServer) -> AsyncIterator[Valkey]:
     async with open_valkey(_settings(valkey)) as client:
         yield client
 
 
 @pytest.fixture(scope="session")
-def store(client: redis.asyncio.Redis) -> CounterStore:
+def store(client: Valkey) -> CounterStore:
     return CounterStore(client, KnownMonths(), PATIENCE_SECONDS)
 
 
@@ -87,7 +87,7 @@ async def test_the_script_decides_as_the_rule_does(
     at=st.datetimes(datetime(1999, 12, 1), datetime(2200, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001 hypothesis wants naive bounds
 )
 async def test_the_script_knows_the_calendar(
-    client: redis.asyncio.Redis, store: CounterStore, at: datetime
+    client: Valkey, store: CounterStore, at: datetime
 ) -> None:
     deployment = new_deployment_id()
     await _take(store, Take(deployment, LIMITS[0], 3), microseconds(at))
@@ -111,7 +111,7 @@ async def test_many_clients_at_once_are_admitted_exactly_the_burst(
 
 @pytest.mark.promise("P-05")
 async def test_many_clients_at_once_are_admitted_exactly_the_months_calls(
-    client: redis.asyncio.Redis, store: CounterStore
+    client: Valkey, store: CounterStore
 ) -> None:
     take = Take(new_deployment_id(), Limits(Ceiling(1_000_000, 1_000_000), 100), 1)
     batches = await asyncio.gather(*(store.take([take] * 17) for _ in range(20)))
@@ -150,9 +150,7 @@ async def test_a_caller_who_waits_as_told_is_admitted_under_the_servers_clock(
 
 
 @pytest.mark.promise("P-05")
-async def test_refused_calls_burn_no_quota(
-    client: redis.asyncio.Redis, store: CounterStore
-) -> None:
+async def test_refused_calls_burn_no_quota(client: Valkey, store: CounterStore) -> None:
     deployment, limits = new_deployment_id(), Limits(Ceiling(10, 5), 100)
     await _take(store, Take(deployment, limits, 5), NOW_US)
     refused = await store.take([Take(deployment, limits, 1)] * 50, NOW_US)
@@ -162,7 +160,7 @@ async def test_refused_calls_burn_no_quota(
 
 
 async def test_a_new_month_brings_new_calls_and_the_old_count_stays_readable(
-    client: redis.asyncio.Redis, store: CounterStore
+    client: Valkey, store: CounterStore
 ) -> None:
     deployment, limits = new_deployment_id(), Limits(Ceiling(1_000, 100), 100)
     december = datetime(2026, 12, 1, tzinfo=UTC)
@@ -178,7 +176,7 @@ async def test_a_new_month_brings_new_calls_and_the_old_count_stays_readable(
 
 
 async def test_every_key_expires_and_both_lie_in_one_slot(
-    client: redis.asyncio.Redis, store: CounterStore
+    client: Valkey, store: CounterStore
 ) -> None:
     deployment = new_deployment_id()
     reading = await _take(store, Take(deployment, LIMITS[0], 20))
@@ -190,7 +188,7 @@ async def test_every_key_expires_and_both_lie_in_one_slot(
 
 
 async def test_a_cost_of_nothing_looks_and_writes_nothing(
-    client: redis.asyncio.Redis, store: CounterStore
+    client: Valkey, store: CounterStore
 ) -> None:
     deployment = new_deployment_id()
     reading = await _take(store, Take(deployment, LIMITS[0], 0), NOW_US)
@@ -256,12 +254,14 @@ async def test_calls_that_are_cancelled_in_flight_never_mix_up_the_answers(
     limits = Limits(Ceiling(1_000_000, 1_000_000), None)
     deployments = {new_deployment_id(): cost for cost in range(1, 41)}
     totals = dict.fromkeys(deployments, 0)
-    for _ in range(30):
+    for turn in range(60):
         flights = [
             asyncio.create_task(store.take([Take(one, limits, cost)] * 3))
             for one, cost in deployments.items()
         ]
-        await asyncio.sleep(0)
+        # Cancelled at ever later points: while waiting, sending and reading.
+        for _ in range(turn):
+            await asyncio.sleep(0)
         for flight in flights[::2]:
             flight.cancel()
         outcomes = await asyncio.gather(*flights, return_exceptions=True)
