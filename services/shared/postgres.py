@@ -159,7 +159,8 @@ class Database:
         while True:
             try:
                 connection = await connect(self._settings)
-            except _AWAY:
+            except (*_AWAY, asyncpg.PostgresError):
+                # Whatever keeps us from logging in, it may be over the next time.
                 await asyncio.sleep(_RECONNECT_SECONDS)
                 continue
             lost = asyncio.Event()
