@@ -5,36 +5,17 @@ commands against the real services are in tests/e2e.
 """
 
 import asyncio
-import json
-import os
 import sys
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
 from bulkhead.auth.v1 import auth_service_pb2 as auth_pb
-from bulkhead.auth.v1.auth_service_pb2_grpc import (
-    AuthServiceServicer,
-    add_AuthServiceServicer_to_server,
-)
 from bulkhead.common.v1 import access_pb2
 from bulkhead.provisioner.v1 import provisioner_service_pb2 as provisioner_pb
-from bulkhead.provisioner.v1.provisioner_service_pb2_grpc import (
-    ProvisionerServiceServicer,
-    add_ProvisionerServiceServicer_to_server,
-)
 from bulkhead.ratelimit.v1 import ratelimit_service_pb2 as ratelimit_pb
-from bulkhead.ratelimit.v1.ratelimit_service_pb2_grpc import (
-    RatelimitServiceServicer,
-    add_RatelimitServiceServicer_to_server,
-)
 from google.protobuf.message import Message
-from google.protobuf.timestamp_pb2 import Timestamp
-from grpc_status import rpc_status
 
 from deploy.local.ports import free_ports
 from services.shared.errors import (
@@ -46,110 +27,10 @@ from services.shared.errors import (
     Reason,
     UnavailableError,
 )
-from services.shared.status import to_status
+from tests.scripted_api import CREATED, KEY, ScriptedApi, bulkhead, time
 
-KEY = "smcp_1t_presented"
-CREATED = datetime(2026, 11, 22, 12, tzinfo=UTC)
-COMMAND_SECONDS = 60.0
-# The client's commands alone, as `bulkhead` registers them.
-PROGRAM = "import typer; from cli.client import register; app = typer.Typer(); register(app); app()"
 # What the whole command line imports before it knows which command was asked for.
 BUILT = "import sys; from cli.__main__ import build; build(); print(*sys.modules)"
-
-
-@dataclass
-class ScriptedApi:
-    """Answers each method with what the test put there, and remembers what it was asked."""
-
-    port: int = 0
-    answers: dict[str, Any] = field(default_factory=dict)
-    asked: list[tuple[str, Any, dict[str, Any], float]] = field(default_factory=list)
-
-    def requests(self, method: str) -> list[Any]:
-        return [request for name, request, _, _ in self.asked if name == method]
-
-    def generic(self, service: Any) -> Any:
-        """Returns a servicer of `service` whose every method is scripted."""
-        names = [name for name in vars(service) if name[0].isupper()]
-        streams = {"WaitOperation", "WatchRevocations"}
-        return type(
-            "Scripted",
-            (service,),
-            {name: self._stream(name) if name in streams else self._unary(name) for name in names},
-        )()
-
-    def _unary(self, name: str) -> Any:
-        async def method(_self: Any, request: Message, context: Any) -> Any:
-            return await self._answer(name, request, context)
-
-        return method
-
-    def _stream(self, name: str) -> Any:
-        async def method(_self: Any, request: Message, context: Any) -> AsyncIterator[Any]:
-            for answer in await self._answer(name, request, context):
-                if isinstance(answer, BulkheadError):
-                    await context.abort_with_status(rpc_status.to_status(to_status(answer)))
-                yield answer
-
-        return method
-
-    async def _answer(self, name: str, request: Message, context: Any) -> Any:
-        metadata = dict(context.invocation_metadata())
-        self.asked.append((name, request, metadata, context.time_remaining()))
-        answer = self.answers[name]
-        if callable(answer):
-            answer = answer(request)
-        if isinstance(answer, BulkheadError):
-            await context.abort_with_status(rpc_status.to_status(to_status(answer)))
-        return answer
-
-
-@dataclass(frozen=True)
-class Outcome:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-@pytest.fixture
-async def api() -> AsyncIterator[ScriptedApi]:
-    scripted = ScriptedApi()
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    add_AuthServiceServicer_to_server(scripted.generic(AuthServiceServicer), server)
-    add_ProvisionerServiceServicer_to_server(scripted.generic(ProvisionerServiceServicer), server)
-    add_RatelimitServiceServicer_to_server(scripted.generic(RatelimitServiceServicer), server)
-    scripted.port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    yield scripted
-    await server.stop(0)
-
-
-async def bulkhead(port: int, *arguments: str, **environment: str) -> Outcome:
-    """Runs one command with the key and the address in the environment."""
-    presented = {"BULKHEAD_KEY": KEY, "BULKHEAD_API": f"127.0.0.1:{port}"} | environment
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-c",
-        PROGRAM,
-        *arguments,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **presented},
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    async with asyncio.timeout(COMMAND_SECONDS):
-        out, err = await process.communicate()
-    return Outcome(process.returncode or 0, out.decode(), err.decode())
-
-
-def time(at: datetime = CREATED) -> Timestamp:
-    stamp = Timestamp()
-    stamp.FromDatetime(at)
-    return stamp
 
 
 def deployment(state: str = "READY", number: int = 1) -> provisioner_pb.Deployment:
