@@ -30,7 +30,9 @@ async def replica(
 ) -> AsyncIterator[Circuit]:
     """Yields one that decides; it ends as one that is drained does."""
     stores = database.model_dump() | valkey.settings().model_dump()
-    settings = Settings(**(stores | changes))
+    # A machine that stalls is no store that is away.
+    patient = dict.fromkeys(("valkey_patience_seconds", "month_patience_seconds"), PATIENCE_SECONDS)
+    settings = Settings(**(stores | patient | changes))
     async with (
         open_database(settings, "ratelimit", _MIGRATIONS) as opened,
         open_valkey(settings) as client,

@@ -1,18 +1,25 @@
 """The routes as Valkey remembers them, under `deploy:` (P-34)."""
 
+import asyncio
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Final
 
 from redis.asyncio.cluster import RedisCluster
 
 from services.app_proxy.routes import Remembered, Route, RouteState
 from services.shared.coalesce import Coalescer
+from services.shared.errors import UnavailableError
 from services.shared.ids import DeploymentId, TenantId
 from services.shared.redis import Valkey, valkey_errors
 
 _NOBODY = b"-"
+# What is slower is done without for a while: a request has no time to wait for it, and Postgres
+# knows the same.
+_PATIENCE_SECONDS: Final = 0.25
+_WITHOUT_SECONDS: Final = 1.0
 
 
 class ValkeyRouteCache:
@@ -30,18 +37,21 @@ class ValkeyRouteCache:
         seconds: int,
         unknown_seconds: int,
         tombstone_seconds: int,
+        patience_seconds: float = _PATIENCE_SECONDS,
     ) -> None:
         self._valkey = valkey
         self._seconds = seconds
         self._unknown_seconds = unknown_seconds
         self._tombstone_seconds = tombstone_seconds
+        self._patience = patience_seconds
+        self._without_until = 0.0
         self._read: Coalescer[str, Remembered | None] = Coalescer(self._read_all, flights=1)
 
     async def look_up(self, host: str) -> Remembered | None:
         """Returns what is remembered of `host`; concurrent look-ups travel as one.
 
         Raises:
-            UnavailableError: Valkey is away.
+            UnavailableError: Valkey is away, or was a moment ago.
         """
         return await self._read(host)
 
@@ -67,13 +77,21 @@ class ValkeyRouteCache:
             await self._valkey.get(_key("health"))
 
     async def _read_all(self, hosts: Sequence[str]) -> list[Remembered | None]:
-        keys = [_key(host) for host in hosts]
-        with valkey_errors():
-            if isinstance(self._valkey, RedisCluster):
-                values = await self._valkey.mget_nonatomic(keys)
-            else:
-                values = await self._valkey.mget(keys)
+        if time.monotonic() < self._without_until:
+            raise UnavailableError("the store of routes was away a moment ago")
+        try:
+            values = await self._values([_key(host) for host in hosts])
+        except UnavailableError:
+            self._without_until = time.monotonic() + _WITHOUT_SECONDS
+            raise
         return [_unpacked(host, value) for host, value in zip(hosts, values, strict=True)]
+
+    async def _values(self, keys: list[str]) -> list[Any]:
+        with valkey_errors():
+            async with asyncio.timeout(self._patience):
+                if isinstance(self._valkey, RedisCluster):
+                    return list(await self._valkey.mget_nonatomic(keys))
+                return list(await self._valkey.mget(keys))
 
 
 def _key(host: str) -> str:

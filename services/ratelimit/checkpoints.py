@@ -23,8 +23,6 @@ from services.shared.ids import DeploymentId
 MONTHS_KEPT: Final = 13
 # What is saved and was not used for so long is forgotten here: Postgres has it.
 RETAINED_US: Final = 10 * 60 * 1_000_000
-# A call waits no longer to learn what a month counts from.
-_PATIENCE_SECONDS: Final = 1.0
 
 
 class DurablyKnown(Protocol):
@@ -62,10 +60,13 @@ class Durable(Protocol):
 class Checkpoints:
     """Writes down what the ledgers know, and knows what a month counts from."""
 
-    def __init__(self, durable: Durable, ledger: Ledger, own: OwnUse) -> None:
+    def __init__(
+        self, durable: Durable, ledger: Ledger, own: OwnUse, patience_seconds: float
+    ) -> None:
         self._durable = durable
         self._ledger = ledger
         self._own = own
+        self._patience = patience_seconds
         self._saving = asyncio.Lock()
         meter = metrics.get_meter("bulkhead")
         self._saved = meter.create_counter("bulkhead.ratelimit.checkpoints", unit="{checkpoint}")
@@ -141,7 +142,7 @@ class Checkpoints:
 
     async def _known(self, wanted: Sequence[DeploymentId], month: str) -> Sequence[DurablyKnown]:
         try:
-            async with asyncio.timeout(_PATIENCE_SECONDS):
+            async with asyncio.timeout(self._patience):
                 return await self._durable.known(wanted, month)
         except (UnavailableError, TimeoutError) as error:
             raise MonthUnknownError from error

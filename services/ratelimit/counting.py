@@ -35,7 +35,7 @@ async def counting(
     patience = settings.valkey_patience_seconds
     usage, who = UsageStore(database), ReplicaStore(database)
     ledger, own = Ledger(), OwnUse(replica_id)
-    checkpoints = Checkpoints(usage, ledger, own)
+    checkpoints = Checkpoints(usage, ledger, own, settings.month_patience_seconds)
     replay = Replay(ReplayStore(valkey, patience), usage, own, checkpoints, replica_id)
     replicas = Replicas(
         who, replica_id, max(REMEMBERED_SECONDS, 2 * settings.valkey_outage_seconds)

@@ -53,6 +53,8 @@ class Settings(ServiceSettings, PostgresSettings, ValkeySettings):
     valkey_probe_seconds: float = Field(default=0.25, gt=0, le=5)
     # Seconds without Valkey for which limits are enforced here; then calls are refused.
     valkey_outage_seconds: float = Field(default=60.0, ge=0)
+    # Seconds that Postgres may take to say what a month counts from; then the call is refused.
+    month_patience_seconds: float = Field(default=0.8, gt=0)
     # Seconds after which what was used is written down, so that it outlives Valkey.
     checkpoint_seconds: float = Field(default=1.0, gt=0, le=60)
 

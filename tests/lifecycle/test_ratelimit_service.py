@@ -32,6 +32,7 @@ async def losable(tmp_path: Path) -> AsyncIterator[LosableValkey]:
 @pytest.fixture
 async def mesh(start_mesh: StartMesh, losable: LosableValkey) -> AsyncIterator[Mesh]:
     wide = {"quota_free": QUOTA, "burst_free": 1_000_000, "rate_free": 1_000_000}
+    wide["valkey_patience_seconds"] = 10
     own = {"ratelimit": losable.settings().model_dump() | wide}
     async with start_mesh(own, ("auth", "ratelimit")) as running:
         yield running

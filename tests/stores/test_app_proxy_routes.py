@@ -14,7 +14,7 @@ import services.app_proxy.server
 from deploy.local.ports import free_ports
 from deploy.local.valkey import ValkeyServer
 from services.app_proxy.route_cache import ValkeyRouteCache
-from services.app_proxy.routes import Route, RouteState
+from services.app_proxy.routes import Remembered, Route, RouteState
 from services.app_proxy.server import NAME
 from services.app_proxy.service import Routing
 from services.app_proxy.store import RouteStore
@@ -34,6 +34,8 @@ from services.shared.postgres import Database, open_database
 from services.shared.redis import Valkey, open_valkey
 from services.shared.settings import ValkeySettings
 from tests.databases import Databases
+from tests.losable_valkey import losable_valkey
+from tests.ratelimit_replicas import until
 
 MIGRATIONS = Path(services.app_proxy.server.__file__).parent / "migrations"
 TENANT, OTHER = new_tenant_id(), new_tenant_id()
@@ -52,12 +54,20 @@ class Stores:
 
 
 @asynccontextmanager
-async def open_stores(databases: Databases, valkey: ValkeySettings) -> AsyncIterator[Stores]:
+async def open_stores(
+    databases: Databases, valkey: ValkeySettings, patience_seconds: float = 10.0
+) -> AsyncIterator[Stores]:
     async with AsyncExitStack() as stack:
         settings = await databases.fresh(NAME)
         database = await stack.enter_async_context(open_database(settings, NAME, MIGRATIONS))
         client = await stack.enter_async_context(open_valkey(valkey))
-        cache = ValkeyRouteCache(client, seconds=100, unknown_seconds=30, tombstone_seconds=60)
+        cache = ValkeyRouteCache(
+            client,
+            seconds=100,
+            unknown_seconds=30,
+            tombstone_seconds=60,
+            patience_seconds=patience_seconds,
+        )
         rows = RouteStore(database)
         yield Stores(database, rows, client, cache, Routing(rows, cache, "localhost"))
 
@@ -278,3 +288,26 @@ async def test_without_valkey_routes_are_read_and_writes_are_refused(
         with pytest.raises(UnavailableError):
             await stores.routing.delete(TENANT, mine.deployment_id)
         assert await stores.routing.find(mine.host) == mine
+
+
+async def test_a_hung_valkey_is_done_without(databases: Databases, tmp_path: Path) -> None:
+    async with losable_valkey(tmp_path / "valkey") as hung:
+        settings = valkey_settings(hung.server)
+        async with open_stores(databases, settings, patience_seconds=0.1) as stores:
+            mine = route()
+            await stores.routing.put(mine)
+            hung.hang()
+            try:
+                # It still hangs: that all are answered shows that nobody waited for it.
+                for _ in range(30):
+                    assert await stores.routing.find(mine.host) == mine
+            finally:
+                hung.go_on()
+
+            async def remembers() -> bool:
+                try:
+                    return await stores.cache.look_up(mine.host) == Remembered(mine)
+                except UnavailableError:
+                    return False
+
+            await until(remembers)

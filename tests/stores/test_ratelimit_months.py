@@ -125,7 +125,9 @@ async def test_local_use_is_known_until_it_is_settled(usage: UsageStore) -> None
 async def test_old_months_are_purged(usage: UsageStore, database: Database) -> None:
     mine = new_deployment_id()
     await usage.save([counted(mine, 1, month) for month in ("2025-09", "2025-10", MONTH)], [])
-    await Checkpoints(usage, Ledger(), OwnUse("r1")).forget(month_named("2026-10").begins_us)
+    await Checkpoints(usage, Ledger(), OwnUse("r1"), PATIENCE_SECONDS).forget(
+        month_named("2026-10").begins_us
+    )
     async with database.service() as connection:
         rows = await connection.fetch(
             "SELECT month FROM monthly_usage WHERE deployment_id = $1 ORDER BY month", mine
@@ -158,7 +160,7 @@ async def test_what_valkey_forgot_counts_from_what_is_saved_or_remembered(
     _, reading = decide(Counters(used=59), Take(remembered, LIMITS, 1), now_us)
     ledger.note(remembered, TENANT, reading, now_us)
     await usage.save([counted(saved, 90), counted(remembered, 50)], [])
-    checkpoints = Checkpoints(usage, ledger, OwnUse("r1"))
+    checkpoints = Checkpoints(usage, ledger, OwnUse("r1"), PATIENCE_SECONDS)
     store = CounterStore(client, checkpoints, PATIENCE_SECONDS)
     readings = await store.take(
         [Take(each, LIMITS, 1) for each in (saved, remembered, unused)], now_us
@@ -169,7 +171,7 @@ async def test_what_valkey_forgot_counts_from_what_is_saved_or_remembered(
 async def test_without_postgres_an_unknown_month_is_refused(databases: Databases) -> None:
     own = await databases.fresh("ratelimit")
     async with open_database(own, "ratelimit", SERVICES / "ratelimit" / "migrations") as opened:
-        checkpoints = Checkpoints(UsageStore(opened), Ledger(), OwnUse("r1"))
+        checkpoints = Checkpoints(UsageStore(opened), Ledger(), OwnUse("r1"), PATIENCE_SECONDS)
         await opened.pool.close()
         with pytest.raises(MonthUnknownError):
             await checkpoints.floors([new_deployment_id()], MONTH)
@@ -235,7 +237,9 @@ async def test_a_replay_takes_its_calls_out_of_the_burst_as_well(
 ) -> None:
     burst = 1_000_000
     deployment, limits = new_deployment_id(), Limits(Ceiling(1, burst), None)
-    store = CounterStore(client, Checkpoints(usage, Ledger(), OwnUse("r1")), PATIENCE_SECONDS)
+    store = CounterStore(
+        client, Checkpoints(usage, Ledger(), OwnUse("r1"), PATIENCE_SECONDS), PATIENCE_SECONDS
+    )
     (before,) = await store.take([Take(deployment, limits, 5)])
     assert before.burst_remaining == burst - 5
     mine = use(deployment, 4)._replace(limits=limits, month=before.month.name)
