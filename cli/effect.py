@@ -9,7 +9,8 @@ def effect_lines(effect: pb.Effect) -> list[str]:
     """Returns what to tell of the effect, a line each; nothing when the answer said nothing."""
     if not effect.HasField("effective_at"):
         return []
+    since = time_text(effect.effective_at)
+    acknowledged, fenced = effect.watchers_acknowledged, effect.watchers_fenced
     return [
-        f"in effect everywhere since {time_text(effect.effective_at)}:"
-        f" {effect.watchers_acknowledged} replicas acknowledged, {effect.watchers_fenced} fenced"
+        f"in effect everywhere since {since}: {acknowledged} replicas acknowledged, {fenced} fenced"
     ]
