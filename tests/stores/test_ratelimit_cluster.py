@@ -159,15 +159,19 @@ async def test_a_server_that_forgot_the_scripts_is_taught_them_again(
     assert {reading.used for reading in await store.take(takes)} == {1}
 
 
-async def test_a_slot_that_moved_is_found_again(cluster: Cluster, client: Valkey) -> None:
+async def test_a_slot_that_moved_is_found_again_by_many_at_once(
+    cluster: Cluster, client: Valkey
+) -> None:
     store = CounterStore(client, KnownMonths(), PATIENCE_SECONDS)
-    take = Take(new_deployment_id(), Limits(Ceiling(1, BURST), None), 5)
-    assert (await store.take([take]))[0].used == 5
+    take = Take(new_deployment_id(), Limits(Ceiling(1, BURST), None), 1)
+    others = [Take(new_deployment_id(), Limits(Ceiling(1, BURST), None), 1) for _ in range(40)]
+    assert (await store.take([take, *others]))[0].used == 1
     slot = key_slot(bucket_key(take.deployment_id).encode())
     await _move(cluster, slot)
-    readings = await store.take([take])
-    assert readings[0].used == 10
-    assert readings[0].burst_remaining <= BURST - 9
+    batches = await asyncio.gather(*(store.take([take, *others]) for _ in range(29)))
+    assert sorted(batch[0].used for batch in batches) == list(range(2, 31))
+    (look,) = await store.take([Take(take.deployment_id, take.limits, 0)])
+    assert look.used == 30
 
 
 async def test_routes_are_remembered_on_a_cluster(cluster: Cluster) -> None:
