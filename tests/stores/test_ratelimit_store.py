@@ -6,6 +6,7 @@ import signal
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis.asyncio
@@ -227,6 +228,17 @@ async def test_deployments_share_no_counter(store: CounterStore) -> None:
     assert {reading.decision for reading in second} == {Decision.QUOTA_EXCEEDED}
 
 
+async def test_a_batch_is_one_script_call_whatever_the_shards(
+    valkey: ValkeyServer, store: CounterStore
+) -> None:
+    takes = [Take(new_deployment_id(), LIMITS[2], 1) for _ in range(256)]
+    # From the second time on the months are known.
+    await store.take(takes)
+    before = await _script_calls(valkey)
+    assert {reading.used for reading in await store.take(takes)} == {2}
+    assert await _script_calls(valkey) - before == 1
+
+
 async def test_takes_of_one_deployment_in_a_batch_are_decided_in_order(
     store: CounterStore,
 ) -> None:
@@ -316,9 +328,14 @@ async def test_a_valkey_that_hangs_is_waited_for_no_longer_than_the_patience(
         assert (await _take(store, take)).decision is Decision.ALLOWED
 
 
-async def _operator_info(server: ValkeyServer) -> dict[str, str]:
+async def _script_calls(server: ValkeyServer) -> int:
+    stats: dict[str, Any] = await _operator_info(server, "commandstats")
+    return sum(int(stats[f"cmdstat_{name}"]["calls"]) for name in ("evalsha", "eval"))
+
+
+async def _operator_info(server: ValkeyServer, section: str = "server") -> dict[str, Any]:
     password = server.password_files["operator"].read_text()
     async with redis.asyncio.Redis(
         host=server.host, port=server.port, username="operator", password=password
     ) as operator:
-        return dict(await operator.info("server"))
+        return dict(await operator.info(section))
