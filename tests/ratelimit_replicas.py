@@ -10,6 +10,7 @@ from services.ratelimit.circuit import Circuit, State
 from services.ratelimit.counting import counting
 from services.ratelimit.domain import Decision, Limits, Reading, Take
 from services.ratelimit.settings import Settings
+from services.ratelimit.usage_store import UsageStore
 from services.shared.errors import UnavailableError
 from services.shared.ids import DeploymentId, TenantId
 from services.shared.postgres import open_database
@@ -55,6 +56,13 @@ async def admitted(
     """Returns how many of `calls` single calls in one batch were admitted."""
     readings = await circuit.take([Take(deployment, limits, 1, TENANT)] * calls)
     return sum(reading.decision is Decision.ALLOWED for reading in readings)
+
+
+async def saved(database: PostgresSettings, deployment: DeploymentId, month: str) -> int:
+    """Returns what Postgres would count the month from."""
+    async with open_database(database, "ratelimit", _MIGRATIONS) as opened:
+        (known,) = await UsageStore(opened).known([deployment], month)
+    return known.counted
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:

@@ -11,13 +11,11 @@ import structlog
 from services.ratelimit.circuit import Circuit, State
 from services.ratelimit.domain import Decision, Limits, Take
 from services.ratelimit.gcra import Ceiling
-from services.ratelimit.usage_store import UsageStore
 from services.shared.ids import DeploymentId, new_deployment_id
-from services.shared.postgres import open_database
 from services.shared.settings import PostgresSettings
-from tests.databases import SERVICES, Databases
+from tests.databases import Databases
 from tests.losable_valkey import LosableValkey, losable_valkey
-from tests.ratelimit_replicas import TENANT, admitted, replica, take, until
+from tests.ratelimit_replicas import TENANT, admitted, replica, saved, take, until
 
 WIDE = Ceiling(1_000_000, 1_000_000)
 
@@ -31,14 +29,6 @@ async def valkey(tmp_path: Path) -> AsyncIterator[LosableValkey]:
 @pytest.fixture
 async def database(databases: Databases) -> PostgresSettings:
     return await databases.fresh("ratelimit")
-
-
-async def saved(database: PostgresSettings, deployment: DeploymentId, month: str) -> int:
-    """Returns what Postgres would count the month from."""
-    migrations = SERVICES / "ratelimit" / "migrations"
-    async with open_database(database, "ratelimit", migrations) as opened:
-        (known,) = await UsageStore(opened).known([deployment], month)
-    return known.counted
 
 
 @asynccontextmanager

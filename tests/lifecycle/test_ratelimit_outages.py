@@ -11,6 +11,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader, NumberDataPoint
 from structlog.testing import capture_logs
 
+from deploy.local.ports import free_ports
 from services.ratelimit.circuit import State
 from services.ratelimit.domain import Decision, Limits
 from services.ratelimit.gcra import Ceiling
@@ -25,6 +26,7 @@ from tests.ratelimit_replicas import (
     TENANT,
     admitted,
     replica,
+    saved,
     take,
     until,
     until_sharing,
@@ -249,3 +251,34 @@ async def test_without_valkey_nothing_is_leased(
         await until_sharing(only, 1)
         # Those on lease count.
         assert (await take(only, deployment, MONTHLY, 0)).used == 10
+
+
+@pytest.mark.promise("P-05")
+async def test_a_replica_that_is_cut_off_admits_its_share_and_others_count_it(
+    valkey: LosableValkey, database: PostgresSettings
+) -> None:
+    deployment = new_deployment_id()
+    elsewhere = free_ports(1)[0]
+    async with (
+        replica(valkey, database) as one,
+        replica(valkey, database, valkey_port=elsewhere) as cut_off,
+    ):
+        for each in (one, cut_off):
+            await until_sharing(each, 2)
+        await until_state(cut_off, State.LOCAL)
+        assert await admitted(one, deployment, MONTHLY, 30) == 30
+        month = (await take(one, deployment, MONTHLY, 0)).month.name
+
+        async def is_saved() -> bool:
+            return await saved(database, deployment, month) == 30
+
+        await until(is_saved)
+        assert await admitted(cut_off, deployment, MONTHLY, 90) == 30
+
+        async def is_counted() -> bool:
+            return await counted(valkey, deployment, month) == 60
+
+        await until(is_counted)
+        assert one.state is State.VALKEY
+        assert await admitted(one, deployment, MONTHLY, 90) == 30
+        assert await admitted(cut_off, deployment, MONTHLY, 90) == 0
