@@ -207,6 +207,29 @@ async def test_a_tenants_transaction_neither_sees_nor_extends_the_chain_of_anoth
     assert await faults(mesh, customer) == []
 
 
+async def test_a_head_of_ones_own_making_is_not_taken_for_the_real_one(
+    mesh: Mesh, database: Database, customer: Customer
+) -> None:
+    async with database.tenant(TenantId(customer.tenant_id)) as connection:
+        # A temporary table comes before one of the same name, unless the path says otherwise.
+        await connection.execute(
+            "CREATE TEMP TABLE audit_chains (chain text, tenant_id text, sequence bigint,"
+            " hash bytea, at timestamptz) ON COMMIT DROP"
+        )
+        await connection.execute("GRANT ALL ON pg_temp.audit_chains TO PUBLIC")
+        await connection.execute(
+            "INSERT INTO pg_temp.audit_chains VALUES ($1, $1, 1, '\\x00', now())",
+            customer.tenant_id,
+        )
+        await connection.execute(
+            "INSERT INTO audit_events (event_id, tenant_id, key_id, peer, method, resources,"
+            " trace_id) VALUES ('aud_x', $1, 'k', 'p', 'm', '{}', '')",
+            customer.tenant_id,
+        )
+    assert (await whole_log(mesh, customer))[1].sequence == EVENTS + 1
+    assert await faults(mesh, customer) == []
+
+
 async def test_a_time_that_runs_back_does_not_take_the_log_with_it(
     mesh: Mesh, customer: Customer, intruder: Any
 ) -> None:

@@ -48,7 +48,7 @@ CREATE FUNCTION audit_hash(event audit_events) RETURNS bytea LANGUAGE sql STABLE
 
 -- As the owner, so that who may add an event may still not touch the head.
 CREATE FUNCTION chain_audit_event() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$
 DECLARE
     own CONSTANT text := coalesce(NEW.tenant_id, 'operator');
     head audit_chains;
