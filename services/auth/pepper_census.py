@@ -29,10 +29,10 @@ class Census:
 class PepperCensus:
     """Counts, tells, and counts again."""
 
-    def __init__(self, database: Database, keyring: Keyring) -> None:
+    def __init__(self, database: Database, keyring: Keyring, meter: metrics.Meter) -> None:
         self._database = database
         self._keyring = keyring
-        self._gauge = metrics.get_meter("bulkhead").create_gauge(
+        self._gauge = meter.create_gauge(
             "bulkhead.auth.valid_keys", "{key}", "Valid keys by the pepper they are stored under."
         )
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from bulkhead.auth.v1 import auth_service_pb2 as pb2
 from bulkhead.auth.v1.auth_service_pb2_grpc import add_AuthServiceServicer_to_server
+from opentelemetry import metrics
 
 from services.auth.audit import AuditLog
 from services.auth.authenticator import LocalAuditor, LocalAuthenticator
@@ -42,7 +43,7 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
         effects = Effects(database, settings.fence)
         keyring = _keyring(settings)
         service = _service(settings, database, effects, keyring)
-        census = PepperCensus(database, keyring)
+        census = PepperCensus(database, keyring, metrics.get_meter("bulkhead"))
         operator_key = secret_text(settings.bootstrap_operator_key_file)
         if operator_key is not None:
             await service.keys.put_operator_key(operator_key)

@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 from bulkhead.auth.v1 import auth_service_pb2 as pb2
 from bulkhead.auth.v1.auth_service_pb2_grpc import AuthServiceStub
+from opentelemetry.metrics import NoOpMeter
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from structlog.testing import capture_logs
 
 from deploy.local.files import write_private
@@ -91,7 +94,7 @@ async def census(mesh: Mesh, *known: Path) -> Census:
     """Returns the count of a replica that knows these peppers, the first of them current."""
     current, *previous = map(pepper_of, known)
     async with open_database(settings_of(mesh), "auth", MIGRATIONS) as database:
-        return await PepperCensus(database, Keyring(current, previous)).take()
+        return await PepperCensus(database, Keyring(current, previous), NoOpMeter("test")).take()
 
 
 def test_the_id_of_a_pepper_is_its_own_and_tells_nothing_of_it() -> None:
@@ -238,11 +241,22 @@ async def test_the_start_tells_the_numbers_and_warns_of_lost_keys(
     first: Mesh, old: Path, new: Path
 ) -> None:
     await first.customer()
+    reader = InMemoryMetricReader()
+    meter = MeterProvider([reader]).get_meter("test")
     async with open_database(settings_of(first), "auth", MIGRATIONS) as database:
         with capture_logs() as logs:
-            await PepperCensus(database, Keyring(pepper_of(new))).tell()
+            await PepperCensus(database, Keyring(pepper_of(new)), meter).tell()
     (told, warned) = logs
+    assert gauged(reader) == {pepper_of(new).id: 0}
     assert told["keys"] == {pepper_of(new).id: 0}
     assert (warned["log_level"], warned["keys"]) == ("warning", 2)
     secret = await asyncio.to_thread(old.read_text)
     assert not any(secret in str(line) for line in logs)
+
+
+def gauged(reader: InMemoryMetricReader) -> dict[str, int]:
+    """Returns what the gauge says of each pepper."""
+    read: Any = reader.get_metrics_data()
+    (metric,) = read.resource_metrics[0].scope_metrics[0].metrics
+    assert metric.name == "bulkhead.auth.valid_keys"
+    return {point.attributes["pepper"]: point.value for point in metric.data.data_points}
