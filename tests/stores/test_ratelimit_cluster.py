@@ -14,6 +14,8 @@ from services.app_proxy.routes import Remembered, Route, RouteState
 from services.ratelimit.domain import Decision, Limits, Take
 from services.ratelimit.gcra import Ceiling
 from services.ratelimit.leases import LeaseId, Return, Want, new_token
+from services.ratelimit.ledger import LocalUse
+from services.ratelimit.replay_store import ReplayStore
 from services.ratelimit.store import CounterStore, bucket_key, month_key, shard_of
 from services.shared.ids import DeploymentId, TenantId, new_deployment_id
 from services.shared.redis import Valkey, is_cluster, open_valkey
@@ -225,3 +227,22 @@ async def _move(cluster: Cluster, slot: int) -> None:
     await ask(source, "MIGRATE", *target_as_admin, "KEYS", *(key.decode() for key in keys))
     for port in (target, source):
         await ask(port, "CLUSTER", "SETSLOT", str(slot), "NODE", ids[target])
+
+
+@pytest.mark.promise("P-05")
+async def test_what_was_admitted_without_the_cluster_is_counted_once_at_every_node(
+    client: Valkey, store: CounterStore
+) -> None:
+    limits = Limits(Ceiling(1, BURST), None)
+    deployments = [new_deployment_id() for _ in range(60)]
+    before = await store.take([Take(each, limits, 1) for each in deployments])
+    uses = [
+        LocalUse("r1", each, reading.month.name, TenantId("ten_a"), 7, 0, 0, limits)
+        for each, reading in zip(deployments, before, strict=True)
+    ]
+    replays = ReplayStore(client, PATIENCE_SECONDS)
+    for _ in range(2):
+        assert {done.counted for done in await replays.replay(uses)} == {8}
+    after = await store.take([Take(each, limits, 0) for each in deployments])
+    assert {reading.used for reading in after} == {8}
+    await replays.check()
