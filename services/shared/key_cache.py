@@ -7,8 +7,9 @@ from services.shared.clock import SteadyClock
 from services.shared.ids import KeyId
 from services.shared.principal import Principal
 
-_POSITIVE_SECONDS = 60.0
-_NEGATIVE_SECONDS = 2.0
+# The same for a key that is nobody's as for one that is someone's: else how long an answer takes
+# would tell whether a key that does not open this door opens another (P-04).
+_REMEMBERED_SECONDS = 60.0
 _MOST_REMEMBERED = 100_000
 
 
@@ -24,43 +25,52 @@ class Remembered:
 
 
 class KeyCache:
-    """Answers of auth by digest, bounded in number and age; of each key under one digest only."""
+    """Answers of auth by digest, bounded in number and age; of each key under one digest only.
+
+    Keys that are nobody's are kept apart, so that any number of them displaces no other.
+    """
 
     def __init__(self, steady: SteadyClock, most: int = _MOST_REMEMBERED) -> None:
         self._steady = steady
         self._most = most
-        self._entries: OrderedDict[bytes, Remembered] = OrderedDict()
+        self._known: OrderedDict[bytes, Remembered] = OrderedDict()
+        self._unknown: OrderedDict[bytes, Remembered] = OrderedDict()
         self._digests: dict[KeyId, bytes] = {}
 
     def get(self, key_digest: bytes, now: float) -> Remembered | None:
         """Returns what is remembered of the key, unless it is too old."""
-        entry = self._entries.get(key_digest)
+        entry = self._known.get(key_digest) or self._unknown.get(key_digest)
         return entry if entry is not None and now <= entry.until else None
 
     def put(self, key_digest: bytes, principal: Principal | None) -> None:
         """Remembers an answer of auth, for its time."""
-        seconds = _NEGATIVE_SECONDS if principal is None else _POSITIVE_SECONDS
-        if principal is not None:
+        entry = Remembered(principal, self._steady() + _REMEMBERED_SECONDS)
+        self._drop(key_digest)
+        if principal is None:
+            self._unknown[key_digest] = entry
+        else:
             # A key may have been given another secret: forgetting it must find all there is.
             self.forget(principal.key_id)
             self._digests[principal.key_id] = key_digest
-        self._entries[key_digest] = Remembered(principal, self._steady() + seconds)
-        self._entries.move_to_end(key_digest)
-        while len(self._entries) > self._most:
-            self._drop_oldest()
+            self._known[key_digest] = entry
+        for entries in (self._known, self._unknown):
+            while len(entries) > self._most:
+                self._drop(next(iter(entries)))
 
     def forget(self, key_id: KeyId) -> None:
         """Forgets one key."""
-        key_digest = self._digests.pop(key_id, None)
+        key_digest = self._digests.get(key_id)
         if key_digest is not None:
-            self._entries.pop(key_digest, None)
+            self._drop(key_digest)
 
     def clear(self) -> None:
         """Forgets everything."""
-        self._entries.clear()
+        self._known.clear()
+        self._unknown.clear()
         self._digests.clear()
 
-    def _drop_oldest(self) -> None:
-        _, oldest = self._entries.popitem(last=False)
-        if oldest.principal is not None:
-            self._digests.pop(oldest.principal.key_id, None)
+    def _drop(self, key_digest: bytes) -> None:
+        self._unknown.pop(key_digest, None)
+        dropped = self._known.pop(key_digest, None)
+        if dropped is not None and dropped.principal is not None:
+            self._digests.pop(dropped.principal.key_id, None)
