@@ -109,7 +109,7 @@ def _text(check: ChainCheck) -> str:
     more = len(check.problems) - len(told)
     rest = [f"and {more:,} more; --json has them all"] if more else []
     return "\n".join(
-        [f"the log is not what was recorded, in {len(check.problems):,} ways:", *told, *rest]
+        [f"the log is not what was recorded; problems: {len(check.problems):,}", *told, *rest]
     )
 
 

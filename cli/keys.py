@@ -190,7 +190,7 @@ def revoke(
     run(Connection(api, key_file, timeout, as_json), command)
 
 
-def _issued(key: pb.IssueKeyResponse | pb.RotateKeyResponse) -> str:
+def _issued(key: pb.IssueKeyResponse | pb.RotateKeyResponse, **more: str) -> str:
     return fields(
         {
             "key id": key.key_id,
@@ -199,13 +199,14 @@ def _issued(key: pb.IssueKeyResponse | pb.RotateKeyResponse) -> str:
             "scopes": ", ".join(key.scopes),
             "expires": time_text(key.expire_time) if key.HasField("expire_time") else "",
             "key": key.key,
+            **more,
         }
     )
 
 
 def _rotated(old_key_id: str, key: pb.RotateKeyResponse) -> str:
     ends = time_text(key.old_key_expire_time)
-    return _issued(key) + f"\nold key     {old_key_id} works until {ends}"
+    return _issued(key, **{"old key": f"{old_key_id} works until {ends}"})
 
 
 def _listed(keys: list[pb.Key]) -> str:

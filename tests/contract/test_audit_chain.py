@@ -13,6 +13,7 @@ from google.protobuf.json_format import ParseDict
 
 from cli.audit_log import line, read_lines, write_lines
 from cli.chain import ChainCheck, Fault, Head, event_hash
+from tests.audit_logs import chain
 from tests.contracts import ROOT
 
 DOCUMENT = (ROOT / "docs" / "audit.md").read_text()
@@ -22,27 +23,6 @@ def block(language: str) -> str:
     found = re.search(rf"^```{language}\n(.*?)^```", DOCUMENT, re.MULTILINE | re.DOTALL)
     assert found is not None
     return found[1]
-
-
-def chain(length: int) -> list[pb2.AuditEvent]:
-    """Returns a whole log, with a bit of everything in it."""
-    events, previous = [], bytes(32)
-    for number in range(1, length + 1):
-        event = pb2.AuditEvent(
-            event_id=f"aud_{number:026}",
-            key_id="key_" + "0" * 26,
-            peer="edge",
-            method="bulkhead.auth.v1.AuthService/IssueKey",
-            resources={"deployment": f"dep_{number}", "clé": "名 \ufffd"} if number % 2 else {},
-            trace_id="",
-            sequence=number,
-            previous_hash=previous,
-            reason="" if number % 3 else 'ticket "4711" née',
-        )
-        event.time.FromMicroseconds(1_800_000_000_000_000 + number * 1_234_567)
-        previous = event.hash = event_hash(event)
-        events.append(event)
-    return events
 
 
 def faults(events: list[pb2.AuditEvent], *expected: Head) -> list[tuple[int, Fault]]:

@@ -10,30 +10,13 @@ import pytest
 from bulkhead.auth.v1 import auth_service_pb2 as pb
 
 from cli.audit_log import read_lines, write_lines
-from cli.chain import Head, event_hash
+from cli.chain import Head
 from services.shared.errors import Reason, UnavailableError
+from tests.audit_logs import chain
 from tests.scripted_api import ScriptedApi, bulkhead
 
 PAGE = 4
 NOBODY = {"BULKHEAD_API": "", "BULKHEAD_KEY": ""}
-
-
-def chain(length: int) -> list[pb.AuditEvent]:
-    events, previous = [], bytes(32)
-    for number in range(1, length + 1):
-        event = pb.AuditEvent(
-            event_id=f"aud_{number}",
-            key_id="key_1",
-            peer="edge",
-            method="bulkhead.auth.v1.AuthService/IssueKey",
-            resources={"deployment": "dep_1"},
-            sequence=number,
-            previous_hash=previous,
-        )
-        event.time.FromMicroseconds(1_800_000_000_000_000 + number)
-        previous = event.hash = event_hash(event)
-        events.append(event)
-    return events
 
 
 def serve(api: ScriptedApi, events: list[pb.AuditEvent], head: Head | None = None) -> Head:
@@ -128,8 +111,8 @@ async def test_verify_says_what_is_wrong_and_exits_with_1(api: ScriptedApi) -> N
     outcome = await bulkhead(api.port, "audit", "verify")
     assert outcome.code == 1
     assert [line for line in outcome.out.splitlines() if line.startswith("- ")] == [
-        "- event 3 was changed: its hash is not that of what it says (aud_3)",
-        "- event 6 is missing (aud_7)",
+        f"- event 3 was changed: its hash is not that of what it says ({events[2].event_id})",
+        f"- event 6 is missing ({events[6].event_id})",
         "- event 9 is missing at the end",
     ]
     shown = await bulkhead(api.port, "audit", "verify", "--json")
