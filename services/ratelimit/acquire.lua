@@ -72,15 +72,15 @@ local function remaining(bucket, burst)
   return math.max(0, math.floor((burst * bucket.interval - owed) / bucket.interval) - bucket.held)
 end
 
+local stored = redis.call('MGET', unpack(KEYS))
+
 local function opened(number, interval, burst, monthly, floor)
-  local bucket_key, month_key = KEYS[2 * number - 1], KEYS[2 * number]
-  local stored = redis.call('MGET', bucket_key, month_key)
   local state = {
-    bucket_key = bucket_key,
-    month_key = month_key,
+    bucket_key = KEYS[2 * number - 1],
+    month_key = KEYS[2 * number],
     burst = burst,
     monthly = monthly,
-    used = tonumber(stored[2] or nil),
+    used = tonumber(stored[2 * number] or nil),
     bucket_changed = false,
     month_changed = false,
   }
@@ -91,7 +91,7 @@ local function opened(number, interval, burst, monthly, floor)
     state.used = floor
     state.month_changed = true
   end
-  state.bucket = present(stored[1], interval, burst)
+  state.bucket = present(stored[2 * number - 1], interval, burst)
   return state
 end
 

@@ -114,8 +114,10 @@ async def test_under_the_servers_clock_the_month_is_that_of_its_time(client: Val
 async def test_while_it_cannot_be_found_out_nothing_is_admitted(client: Valkey) -> None:
     deployment = new_deployment_id()
     closed = CounterStore(client, NothingIsKnown(), PATIENCE_SECONDS)
-    with pytest.raises(UnavailableError, match="durable"):
-        await closed.take([Take(deployment, LIMITS, 1)], NOW_US)
+    (reading,) = await closed.take([Take(deployment, LIMITS, 1)], NOW_US)
+    assert reading.decision is Decision.UNAVAILABLE
+    (grant,) = await closed.lease([Want(deployment, LIMITS, 5, new_token())], NOW_US)
+    assert (grant.calls, grant.reading.decision) == (0, Decision.UNAVAILABLE)
     assert await client.exists(month_key(deployment, "2026-11")) == 0
     known = CounterStore(client, KnownMonths(), PATIENCE_SECONDS)
     assert (await known.take([Take(deployment, LIMITS, 1)], NOW_US))[0].used == 1
