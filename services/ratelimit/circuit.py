@@ -20,6 +20,7 @@ from services.ratelimit.ledger import Ledger, OwnUse
 from services.ratelimit.outage import Outage
 from services.ratelimit.replay import Replay
 from services.ratelimit.replicas import Replicas
+from services.ratelimit.service import Counters
 from services.shared.errors import UnavailableError
 
 # Who is lost again so soon was not back: the time of the outage goes on.
@@ -43,20 +44,8 @@ class State(StrEnum):
 _LEVELS: Final = {State.VALKEY: 0, State.LOCAL: 1, State.RETURNING: 1, State.REFUSING: 2}
 
 
-class Counters(Protocol):
-    """The counters in Valkey."""
-
-    async def take(self, takes: Sequence[Take]) -> Sequence[Reading]:
-        """Returns one reading per take, in order."""
-        ...
-
-    async def lease(self, wants: Sequence[Want]) -> Sequence[Grant]:
-        """Returns one grant per want, in order."""
-        ...
-
-    async def give_back(self, returns: Sequence[Return]) -> Sequence[Returned | None]:
-        """Returns what came back per lease, in order; None for what is no lease."""
-        ...
+class CountersInValkey(Counters, Protocol):
+    """The counters, and whether they are there."""
 
     async def check(self) -> None:
         """Returns when Valkey answers; UnavailableError otherwise."""
@@ -68,7 +57,7 @@ class Circuit:
 
     def __init__(
         self,
-        counters: Counters,
+        counters: CountersInValkey,
         ledger: Ledger,
         own: OwnUse,
         checkpoints: Checkpoints,
@@ -247,7 +236,7 @@ class Circuit:
 
     def _end_outage(self) -> None:
         over = time.monotonic() >= self._away_since + self._outage_seconds
-        if self._state is State.LOCAL and over:
+        if over and self._state is State.LOCAL:
             self._change(State.REFUSING)
 
     async def _come_back(self) -> None:
@@ -259,12 +248,15 @@ class Circuit:
             self._settled.clear()
             self._state = State.RETURNING
             await self._replay.own()
+            self._open()
         except UnavailableError:
-            self._state = before
             self._missed()
-            return
         finally:
+            if self._state is State.RETURNING:
+                self._state = before
             self._settled.set()
+
+    def _open(self) -> None:
         self._returned_at = time.monotonic()
         self._seeing_since_us = _now_us()
         self._outage = None

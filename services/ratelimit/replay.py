@@ -1,10 +1,12 @@
 """Brings what was admitted without Valkey into its counters, each call once."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from services.ratelimit.checkpoints import Checkpoints
 from services.ratelimit.ledger import Counted, LocalUse, OwnUse, Replayed
+
+REPLAYS_AT_ONCE: Final = 1_000
 
 
 class Replaying(Protocol):
@@ -22,8 +24,8 @@ class Replaying(Protocol):
 class Others(Protocol):
     """Knows what other replicas admitted, those too that are no more."""
 
-    async def to_replay(self, but: str) -> Sequence[LocalUse]:
-        """Returns local use that is not in Valkey yet, of all replicas `but` one."""
+    async def to_replay(self, but: str, most: int) -> Sequence[LocalUse]:
+        """Returns at `most` so many local uses that are not in Valkey, of all replicas `but` one."""
         ...
 
     async def save(
@@ -80,10 +82,13 @@ class Replay:
         Raises:
             UnavailableError: Valkey or the durable counts are away.
         """
-        uses = await self._others.to_replay(but=self._replica_id)
-        if uses:
+        replayed = 0
+        while uses := await self._others.to_replay(self._replica_id, REPLAYS_AT_ONCE):
             await self._others.save((), (), await self._valkey.replay(uses))
-        return len(uses)
+            replayed += len(uses)
+            if len(uses) < REPLAYS_AT_ONCE:
+                break
+        return replayed
 
     async def _with_floors(self, uses: Sequence[LocalUse]) -> list[LocalUse]:
         """Returns the uses with what their months count from by now, as far as it is known."""

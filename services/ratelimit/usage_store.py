@@ -10,8 +10,6 @@ from services.ratelimit.ledger import Counted, LocalUse, Replayed
 from services.shared.ids import DeploymentId, TenantId
 from services.shared.postgres import Connection, Database
 
-_REPLAYS_AT_ONCE = 1_000
-
 
 class Known(NamedTuple):
     """What is durably known of a month: calls counted in Valkey, and calls still to be."""
@@ -57,8 +55,8 @@ class UsageStore:
             )
         return [Known(row["counted"], row["to_replay"]) for row in rows]
 
-    async def to_replay(self, but: str) -> list[LocalUse]:
-        """Returns local use that is not in Valkey yet, of all replicas `but` one; at most 1,000."""
+    async def to_replay(self, but: str, most: int) -> list[LocalUse]:
+        """Returns local use that is not in Valkey yet, of all replicas `but` one; `most` of it."""
         async with self._database.service() as connection:
             rows = await connection.fetch(
                 "SELECT l.replica_id, l.deployment_id, l.month, l.tenant_id, l.used, l.replayed,"
@@ -66,7 +64,7 @@ class UsageStore:
                 " FROM local_usage l LEFT JOIN monthly_usage m USING (deployment_id, month)"
                 " WHERE l.replayed < l.used AND l.replica_id <> $1 LIMIT $2",
                 but,
-                _REPLAYS_AT_ONCE,
+                most,
             )
         return [
             LocalUse(

@@ -116,7 +116,7 @@ async def test_local_use_is_known_until_it_is_settled(usage: UsageStore) -> None
     assert await known(usage, mine) == [(10, 7)]
     await usage.save([], [], [Replayed(use(mine, 3), 13)])
     assert await known(usage, mine) == [(13, 4)]
-    of_others = [each for each in await usage.to_replay("r1") if each.deployment_id == mine]
+    of_others = [each for each in await usage.to_replay("r1", 10_000) if each.deployment_id == mine]
     assert [(each.replica_id, each.used, each.floor) for each in of_others] == [("r2", 4, 13)]
     await usage.save([], [use(mine, 2)])
     assert await known(usage, mine) == [(13, 4)]
@@ -193,7 +193,9 @@ class Journey:
         uses = [use(self.deployment, total, replica=who) for who, total in self.totals.items()]
         await usage.save([], uses)
         rows = [
-            row for row in await usage.to_replay("nobody") if row.deployment_id == self.deployment
+            row
+            for row in await usage.to_replay("nobody", 10_000)
+            if row.deployment_id == self.deployment
         ]
         first, second = await asyncio.gather(replays.replay(rows), replays.replay(rows))
         if name == "settle":
