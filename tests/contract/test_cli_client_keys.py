@@ -14,6 +14,37 @@ LATER = CREATED + timedelta(hours=1)
 EFFECT = pb.Effect(effective_at=time(LATER), watchers_acknowledged=3, watchers_fenced=1)
 
 
+async def test_key_issue_passes_deployment_scopes_and_name(api: ScriptedApi) -> None:
+    api.answers["IssueKey"] = pb.IssueKeyResponse(
+        key_id="key_2",
+        key="smcp_1d_new",
+        kind=access_pb2.KEY_KIND_DEPLOYMENT,
+        deployment_id="dep_1",
+        scopes=["db:read", "usage:read"],
+    )
+    scopes = ("--scope", "db:read", "--scope", "usage:read")
+    outcome = await bulkhead(
+        api.port, "key", "issue", "--deployment", "dep_1", *scopes, "--name", "agent", "--json"
+    )
+    assert (outcome.json["key_id"], outcome.json["key"]) == ("key_2", "smcp_1d_new")
+    (request,) = api.requests("IssueKey")
+    assert (request.deployment_id, request.name) == ("dep_1", "agent")
+    assert list(request.scopes) == ["db:read", "usage:read"]
+
+
+async def test_key_list_and_revoke(api: ScriptedApi) -> None:
+    revoked = CREATED + timedelta(hours=1)
+    api.answers["ListKeys"] = pb.ListKeysResponse(
+        keys=[pb.Key(key_id="key_1", create_time=time(), revoke_time=time(revoked))]
+    )
+    api.answers["RevokeKey"] = pb.RevokeKeyResponse(key_id="key_1", revoke_time=time(revoked))
+    keys = (await bulkhead(api.port, "key", "list", "--json")).json["keys"]
+    assert keys[0]["revoke_time"] == "2026-11-22T13:00:00Z"
+    assert "2026-11-22 13:00:00Z" in (await bulkhead(api.port, "key", "list")).out
+    outcome = await bulkhead(api.port, "key", "revoke", "key_1")
+    assert outcome.out == "key_1 is revoked since 2026-11-22 13:00:00Z\n"
+
+
 def rotated() -> pb.RotateKeyResponse:
     return pb.RotateKeyResponse(
         key_id="key_2",
