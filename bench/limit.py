@@ -5,8 +5,8 @@ does. The same number of concurrent callers asks in three ways: each by a call o
 through one coalescing client; and through one that leases. They take turns, so that whatever else
 the machine does falls on all, and `ratio` is the quotient of the medians of the second and the
 first. Keys are of several deployments whose limits are out of reach: every call is counted, none is
-refused. At the end what ratelimit has counted is compared with what was admitted: it must be the
-same. Everything shares the same cores, the callers too.
+refused. At the end what ratelimit has counted is compared with what was admitted: never less, and
+more only by leases that came home too late, which is `counted_too_many`. Everything shares the same cores, the callers too.
 """
 
 import argparse
@@ -77,8 +77,10 @@ async def measure(plan: Plan) -> dict[str, float | int]:
         open_key_resolver(auth) as keys,
     ):
         tenancy = await _tenancy(addresses, tenant)
-        rates = await _rounds(plan, limiter, keys, tenancy)
-        return figures(rates, plan)
+        rates, admitted = await _rounds(plan, limiter, keys, tenancy)
+        counted = await _counted(limiter, tenancy)
+        assert counted >= admitted, f"{counted} were counted, {admitted} admitted"
+        return {**figures(rates, plan), "counted_too_many": counted - admitted}
 
 
 def figures(rates: Mapping[str, Sequence[float]], plan: Plan) -> dict[str, float | int]:
@@ -97,7 +99,8 @@ def figures(rates: Mapping[str, Sequence[float]], plan: Plan) -> dict[str, float
 
 async def _rounds(
     plan: Plan, limiter: grpc.aio.Channel, keys: KeyResolver, tenancy: Tenancy
-) -> dict[str, list[float]]:
+) -> tuple[dict[str, list[float]], int]:
+    """Returns the rates of every turn by way, and how many calls were admitted in all."""
     coalesced = CoalescedLimits(limiter)
     admitted = 0
     rates: dict[str, list[float]] = {}
@@ -115,9 +118,7 @@ async def _rounds(
                 admitted += calls
                 rates.setdefault(way, []).append(calls / seconds)
                 tell(f"round {number + 1} of {plan.rounds}: {way:<9} {calls / seconds:9,.0f}/s")
-    counted = await _counted(limiter, tenancy)
-    assert counted == admitted, f"{counted} were counted, {admitted} admitted"
-    return rates
+    return rates, admitted
 
 
 def _one_by_one(stub: RatelimitServiceStub) -> Acquire:
