@@ -25,7 +25,7 @@ class Others(Protocol):
     """Knows what other replicas admitted, those too that are no more."""
 
     async def to_replay(self, but: str, most: int) -> Sequence[LocalUse]:
-        """Returns at `most` so many local uses that are not in Valkey, of all replicas `but` one."""
+        """Returns at `most` so many local uses that Valkey lacks, of all replicas `but` one."""
         ...
 
     async def save(

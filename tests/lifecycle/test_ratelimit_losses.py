@@ -1,8 +1,10 @@
 """Usage outlives Valkey: restarts, losses under load, and a Postgres that is away."""
 
 import asyncio
+import os
+import sys
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from services.ratelimit.domain import Decision, Limits, Take
 from services.ratelimit.gcra import Ceiling
 from services.shared.ids import DeploymentId, new_deployment_id
 from services.shared.settings import PostgresSettings
-from tests.databases import Databases
+from tests.databases import SERVICES, Databases
 from tests.losable_valkey import LosableValkey, losable_valkey
 from tests.ratelimit_replicas import TENANT, admitted, replica, saved, take, until
 
@@ -80,6 +82,13 @@ async def test_one_replica_alone_loses_nothing_when_valkey_does_under_load(
         assert (await take(only, deployment, limits, 0)).used == 2_000
 
 
+async def ended(process: asyncio.subprocess.Process) -> None:
+    """Kills the process if it still runs."""
+    with suppress(ProcessLookupError):
+        process.kill()
+    await process.wait()
+
+
 class Callers:
     """Callers of several replicas, until the month is used up."""
 
@@ -134,6 +143,39 @@ async def test_a_loss_under_load_costs_no_more_than_was_admitted_since_the_last_
         # What was lost is lost for good: nothing is admitted after it, by any of them.
         for each in (idle, *replicas):
             assert await admitted(each, deployment, limits) == 0
+
+
+@pytest.mark.promise("P-05")
+async def test_a_replica_killed_together_with_valkey_loses_what_it_did_not_write_down(
+    valkey: LosableValkey, database: PostgresSettings
+) -> None:
+    deployment, quota = new_deployment_id(), 5_000
+    stores = database.model_dump() | valkey.settings().model_dump()
+    environment = {f"BULKHEAD_{name.upper()}": str(value) for name, value in stores.items()}
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.ratelimit_process", deployment, str(quota)),
+        cwd=SERVICES.parent,
+        env=os.environ | environment,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(ended, process)
+        survivor = await stack.enter_async_context(replica(valkey, database))
+        limits = Limits(WIDE, quota)
+        month = (await take(survivor, new_deployment_id(), limits, 0)).month.name
+        before = 0
+        while before < 400 or not await saved(database, deployment, month):
+            before += int(await process.stdout.readline())
+        process.kill()
+        before += sum(map(int, (await process.stdout.read()).split()))
+        written = await saved(database, deployment, month)
+        await valkey.flush()
+        after = await admitted(survivor, deployment, limits, 2 * quota)
+        structlog.get_logger().info("measured", overshoot=before + after - quota, of=before)
+        # The others count on from what it wrote down last.
+        assert (written > 0, written + after) == (True, quota)
 
 
 @pytest.mark.promise("P-05")
