@@ -38,9 +38,10 @@ lint: $(READY) ## Formatting, style, types, import rules and contracts
 proto: $(READY) ## Generate protos/gen from protos/
 	@$(BIN)/python -m deploy.protos
 
-bench: $(READY) ## Measure the front door, the limiter and the provisioning
+bench: $(READY) ## Measure the front door, the limiter, keys and the provisioning
 	@$(BIN)/python bench/door.py
 	@$(BIN)/python bench/limit.py
+	@$(BIN)/python bench/resolve.py
 	@$(BIN)/python bench/provision.py
 
 lock: ## Resolve requirements.lock anew for every supported Python

@@ -10,7 +10,7 @@ from services.auth.domain import Revocation
 from services.shared.errors import UnavailableError
 from services.shared.postgres import Database
 
-# Well inside the fence of one second, so that one lost beat does no harm.
+# Watchers begin a stream anew when several beats are missing.
 HEARTBEAT_SECONDS = 0.25
 _MOST_UNREAD = 1_000
 
@@ -18,8 +18,8 @@ _MOST_UNREAD = 1_000
 class RevocationFeed:
     """Reads new revocations as they are announced and passes them to every watcher.
 
-    It beats only after the table was read: a watcher of an auth that has lost its database hears
-    nothing, and stops trusting what it remembers.
+    It only hurries: whether a watcher may trust what it remembers, its lease says. It beats after
+    the table was read, so that a watcher of an auth that has lost its database looks for another.
     """
 
     def __init__(self, database: Database) -> None:
@@ -55,7 +55,8 @@ class RevocationFeed:
         for revocation in revocations:
             self._sequence = revocation.sequence
             self._publish(revocation)
-        self._publish(Revocation(self._sequence, ()))
+        if not revocations:
+            self._publish(Revocation(self._sequence, ()))
 
     def _publish(self, revocation: Revocation) -> None:
         for queue in list(self._watchers):

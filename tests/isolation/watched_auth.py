@@ -32,6 +32,14 @@ class Hold:
         """Lets them go."""
         self._open.set()
 
+    async def release(self) -> None:
+        """Lets those go that are kept back now, and none that come after."""
+        self._open.set()
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while self.waiting:
+                await asyncio.sleep(0)
+        self._open.clear()
+
     async def passed(self) -> None:
         """Returns once the way is free."""
         self.waiting += 1
