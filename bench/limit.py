@@ -6,7 +6,8 @@ through one coalescing client; and through one that leases. They take turns, so 
 the machine does falls on all, and `ratio` is the quotient of the medians of the second and the
 first. Keys are of several deployments whose limits are out of reach: every call is counted, none is
 refused. At the end what ratelimit has counted is compared with what was admitted: never less, and
-more only by leases that came home too late, which is `counted_too_many`. Everything shares the same cores, the callers too.
+more only by leases that came home too late, which is `counted_too_many`. Everything shares the
+same cores, the callers too.
 """
 
 import argparse

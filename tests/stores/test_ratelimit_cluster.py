@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from services.ratelimit.domain import Decision, Limits, Take
 from services.ratelimit.gcra import Ceiling
 from services.ratelimit.leases import LeaseId, Return, Want, new_token
 from services.ratelimit.ledger import LocalUse
+from services.ratelimit.months import microseconds
 from services.ratelimit.replay_store import ReplayStore
 from services.ratelimit.store import CounterStore, bucket_key, month_key, shard_of
 from services.shared.ids import DeploymentId, TenantId, new_deployment_id
@@ -22,6 +24,7 @@ from services.shared.redis import Valkey, is_cluster, open_valkey
 from tests.floors import KnownMonths
 from tests.valkey_cluster import ADMIN, NODES, SLOTS, ask, cluster_settings, valkey_cluster
 
+NOW_US = microseconds(datetime(2026, 11, 22, 12, tzinfo=UTC))
 PATIENCE_SECONDS = 20.0
 BURST = 50
 
@@ -143,12 +146,13 @@ async def test_the_durable_counts_are_asked_for_once_for_all_shards(
 async def test_leases_are_taken_and_given_back_at_every_node(store: CounterStore) -> None:
     limits = Limits(Ceiling(1, BURST), 1_000)
     deployments = [new_deployment_id() for _ in range(30)]
-    grants = await store.lease([Want(each, limits, 20, new_token()) for each in deployments])
+    wants = [Want(each, limits, 20, new_token()) for each in deployments]
+    grants = await store.lease(wants, NOW_US)
     assert [grant.calls for grant in grants] == [20] * 30
     returns = [Return(grant.lease_id, 15) for grant in grants]
-    returned = await store.give_back([*returns, Return(LeaseId("no lease"), 15)])
+    returned = await store.give_back([*returns, Return(LeaseId("no lease"), 15)], NOW_US)
     assert [each and each.calls for each in returned] == [15] * 30 + [None]
-    readings = await store.take([Take(each, limits, 0) for each in deployments])
+    readings = await store.take([Take(each, limits, 0) for each in deployments], NOW_US)
     assert {reading.used for reading in readings} == {5}
 
 
