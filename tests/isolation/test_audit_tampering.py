@@ -1,18 +1,22 @@
 """Whoever changes the audit log is refused, and whoever has the power to do it is found out."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import asyncpg
 import pytest
 
-from cli.chain import Fault, Head, event_hash
+from cli.audit_log import read_lines
+from cli.chain import ChainCheck, Fault, Head, event_hash
 from services.auth.settings import Settings
 from services.shared.ids import TenantId
 from services.shared.postgres import Database, open_database
 from services.shared.settings import PostgresSettings
 from tests.audit_logs import verified, whole_log
+from tests.contracts import ROOT
 from tests.databases import SERVICES, Databases
 from tests.mesh import Customer, Mesh, fresh_id
 
@@ -334,3 +338,18 @@ async def without_tables(databases: Databases) -> PostgresSettings:
     finally:
         await connection.close()
     return settings
+
+
+async def test_the_operators_chain_is_exported_as_documented_and_found_whole(
+    mesh: Mesh, intruder: Any, tmp_path: Path
+) -> None:
+    await mesh.customer()
+    text = await asyncio.to_thread((ROOT / "docs" / "audit.md").read_text)
+    found = re.search(r"^```sql\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert found is not None
+    rows = await intruder.fetch(found[1])
+    export = tmp_path / "operator.jsonl"
+    await asyncio.to_thread(export.write_text, "".join(f"{row[0]}\n" for row in rows))
+    check = ChainCheck().take_all(read_lines(export, print))
+    assert (check.events, check.problems) == (len(rows), [])
+    assert check.last.sequence == len(rows) > 0
