@@ -152,23 +152,37 @@ class CounterStore:
         pending = list(range(len(items)))
         floors: Floors = {}
         while pending:
-            groups = self._grouped(pending, [item.deployment_id for item in items])
-            done = await asyncio.gather(
-                *(self._run([items[at] for at in group], floors, now_us) for group in groups)
-            )
-            unknown: dict[Month, list[int]] = {}
-            for group, (month, answer) in zip(groups, done, strict=True):
-                unknown.setdefault(month, []).extend(_fill(results, group, month, answer))
+            unknown = await self._attempt(items, pending, results, floors, now_us)
             pending = []
-            for month, missing in unknown.items():
+            for month, (at_us, missing) in unknown.items():
                 if await self._ask({items[at].deployment_id for at in missing}, month.name, floors):
                     pending += missing
-                else:
-                    # Theirs alone: the others of the batch are decided.
-                    lost = _Answer(0, undecided(done[0][1][0], month))
-                    results = [lost if at in missing else it for at, it in enumerate(results)]
+                    continue
+                # Theirs alone: the others of the batch are decided.
+                for at in missing:
+                    results[at] = _Answer(0, undecided(at_us, month))
+            # In a batch, takes of one deployment are decided in order.
             pending.sort()
         return [answer for answer in results if answer is not None]
+
+    async def _attempt(
+        self,
+        items: Sequence[_Item],
+        positions: Sequence[int],
+        results: "list[_Answer | None]",
+        floors: Floors,
+        now_us: int | None,
+    ) -> dict[Month, tuple[int, list[int]]]:
+        """Puts what was decided in its place; returns when and where a month is unknown."""
+        groups = self._grouped(positions, [item.deployment_id for item in items])
+        done = await asyncio.gather(
+            *(self._run([items[at] for at in group], floors, now_us) for group in groups)
+        )
+        unknown: dict[Month, tuple[int, list[int]]] = {}
+        for group, (month, answer) in zip(groups, done, strict=True):
+            if missing := _fill(results, group, month, answer):
+                unknown.setdefault(month, (answer[0], []))[1].extend(missing)
+        return unknown
 
     async def _ask(self, wanted: set[DeploymentId], month: str, floors: Floors) -> bool:
         """Returns whether it is known by now what their months count from."""
