@@ -159,8 +159,8 @@ async def test_a_hung_valkey_is_done_without_and_asked_again_when_it_goes_on(
 ) -> None:
     deployment = new_deployment_id()
     async with replica(valkey, database, valkey_patience_seconds=0.3) as only:
-        assert (await take(only, deployment, MONTHLY, 0)).used == 0
         await until_sharing(only, 1)
+        assert (await take(only, deployment, MONTHLY, 0)).used == 0
         valkey.hang()
         try:
             calls = await asyncio.gather(*(admitted(only, deployment, MONTHLY) for _ in range(20)))
