@@ -3,6 +3,7 @@
 import asyncio
 from datetime import UTC, datetime, timedelta
 
+import grpc
 import pytest
 from bulkhead.auth.v1 import auth_service_pb2 as pb2
 from bulkhead.auth.v1.auth_service_pb2_grpc import AuthServiceStub
@@ -13,6 +14,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.shared.ids import new_deployment_id
 from services.shared.keyformat import digest
+from tests.conftest import StartMesh
 from tests.mesh import PATIENCE_SECONDS, Customer, Mesh, bearer, fresh_id
 from tests.refusals import expect_refused
 
@@ -298,6 +300,23 @@ async def test_a_list_shows_the_minute_of_the_last_use_wherever_it_was(mesh: Mes
     assert before <= at <= datetime.now(UTC)
     assert (at.second, at.microsecond) == (0, 0)
     assert not keys[unused.key_id].HasField("last_use_time")
+
+
+async def test_what_was_noted_of_uses_is_written_before_auth_ends(start_mesh: StartMesh) -> None:
+    async with start_mesh({}, ("auth",)) as own:
+        customer = await own.customer()
+        used = await own.key(customer)
+        await listed(own, used.key)
+        await own.stop("auth")
+        await own.start("auth")
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while True:
+                try:
+                    keys = await listed(own, customer.key)
+                    break
+                except grpc.aio.AioRpcError:
+                    await asyncio.sleep(0.05)
+        assert shown_as_used(keys, used)
 
 
 def shown_as_used(keys: dict[str, pb2.Key], *issued: pb2.IssueKeyResponse) -> bool:
