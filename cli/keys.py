@@ -73,8 +73,8 @@ def issue(
             metavar="SCOPE",
             help="What it may do; repeat for more. For a deployment: db:read, db:write, "
             "deployments:read, usage:read; for a tenant also audit:read, deployments:write, "
-            "keys:read, keys:write, tenants:read. Writing includes reading. Without it: all "
-            "that your own key may give.",
+            "keys:read, keys:write, tenants:read, tenants:write. Writing includes reading. "
+            "Without it: all that your own key may give.",
         ),
     ] = None,
     name: Annotated[str, typer.Option("--name", help="What it is for, in your words.")] = "",
