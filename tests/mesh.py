@@ -137,6 +137,13 @@ class Mesh:
             metadata=bearer(customer.key),
         )
 
+    async def job_key(self, customer: Customer) -> str:
+        """Returns a new key with which a job of the provisioner acts for the customer."""
+        job = await self.stub(AuthServiceStub, "auth", "provisioner").Delegate(
+            auth_pb2.DelegateRequest(purpose="a test"), metadata=bearer(customer.key)
+        )
+        return str(job.key)
+
 
 def fresh_id() -> str:
     """Returns an id for a request."""

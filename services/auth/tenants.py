@@ -78,16 +78,17 @@ class Tenants:
     async def close(self, caller: Principal, peer: str) -> tuple[int, Effect, IssuedKey]:
         """Ends every key of the tenant; returns how many were valid, the effect, and a job's key.
 
-        A job's key that is presented works on: whoever lost the answer repeats with it.
+        The job's key that is presented works on: whoever lost the answer repeats with it.
 
         Raises:
             UnavailableError: done, but not known to hold everywhere yet.
         """
         issued, key = self._job_key(caller, peer)
-        but = caller.key_id if caller.kind is KeyKind.JOB else None
         async with self._database.tenant(caller.tenant) as connection:
             sequence = await store.lock_tenant(connection, caller.tenant)
-            ending = await ending_store.lock_keys_of_tenant(connection, caller.tenant, but)
+            ending = await ending_store.lock_keys_of_tenant(
+                connection, caller.tenant, caller.key_id
+            )
             if ending.key_ids:
                 sequence, _ = await ending_store.end_keys(connection, caller.tenant, ending.key_ids)
             await store.close_tenant(connection, caller.tenant, sequence)

@@ -93,13 +93,11 @@ async def test_a_closed_tenants_keys_open_nothing_but_its_last_job(
     customer, other = await mesh.customer(), await mesh.customer()
     deployment_id = await registered(provisioner, customer.key)
     deployment_key = await mesh.key(customer, deployment_id)
-    job = await provisioner.Delegate(
-        pb2.DelegateRequest(purpose="delete"), metadata=bearer(customer.key)
-    )
-    closed = await provisioner.CloseTenant(pb2.CloseTenantRequest(), metadata=bearer(customer.key))
+    other_job, job = await mesh.job_key(customer), await mesh.job_key(customer)
+    closed = await provisioner.CloseTenant(pb2.CloseTenantRequest(), metadata=bearer(job))
     assert closed.revoked_keys == 3
     assert closed.effect.HasField("effective_at")
-    for key in (customer.key, deployment_key.key, job.key):
+    for key in (customer.key, deployment_key.key, other_job):
         assert await principal(mesh, key) is None
     with expect_refused("UNAUTHENTICATED", "KEY_INVALID"):
         await auth.GetTenant(pb2.GetTenantRequest(), metadata=bearer(customer.key))
@@ -116,7 +114,8 @@ async def test_a_closed_tenants_keys_open_nothing_but_its_last_job(
 
 async def test_nothing_is_made_of_a_closed_tenant(mesh: Mesh, provisioner: AuthServiceStub) -> None:
     customer = await mesh.customer()
-    closed = await provisioner.CloseTenant(pb2.CloseTenantRequest(), metadata=bearer(customer.key))
+    job = await mesh.job_key(customer)
+    closed = await provisioner.CloseTenant(pb2.CloseTenantRequest(), metadata=bearer(job))
     with expect_refused("NOT_FOUND", "RESOURCE_NOT_FOUND"):
         await registered(provisioner, closed.job_key)
     with expect_refused("NOT_FOUND", "RESOURCE_NOT_FOUND"):
@@ -127,9 +126,10 @@ async def test_keys_that_are_made_while_a_tenant_is_closed_are_ended_with_it(
     mesh: Mesh, provisioner: AuthServiceStub
 ) -> None:
     customer = await mesh.customer()
+    job = await mesh.job_key(customer)
     made, closed = await asyncio.gather(
         asyncio.gather(*(mesh.key(customer) for _ in range(8)), return_exceptions=True),
-        provisioner.CloseTenant(pb2.CloseTenantRequest(), metadata=bearer(customer.key)),
+        provisioner.CloseTenant(pb2.CloseTenantRequest(), metadata=bearer(job)),
     )
     keys = [each.key for each in made if isinstance(each, pb2.IssueKeyResponse)]
     assert [await principal(mesh, key) for key in keys] == [None] * len(keys)
@@ -140,17 +140,15 @@ async def test_closing_again_with_the_jobs_key_gives_another(
     mesh: Mesh, provisioner: AuthServiceStub
 ) -> None:
     customer = await mesh.customer()
-    job = await provisioner.Delegate(
-        pb2.DelegateRequest(purpose="delete"), metadata=bearer(customer.key)
-    )
-    first = await provisioner.CloseTenant(pb2.CloseTenantRequest(), metadata=bearer(job.key))
+    job = await mesh.job_key(customer)
+    first = await provisioner.CloseTenant(pb2.CloseTenantRequest(), metadata=bearer(job))
     assert first.revoked_keys == 1
     # Its answer was lost: the key that was presented asks again.
-    second = await provisioner.CloseTenant(pb2.CloseTenantRequest(), metadata=bearer(job.key))
+    second = await provisioner.CloseTenant(pb2.CloseTenantRequest(), metadata=bearer(job))
     assert (second.revoked_keys, second.job_key_id != first.job_key_id) == (1, True)
     assert await principal(mesh, first.job_key) is None
     third = await provisioner.CloseTenant(pb2.CloseTenantRequest(), metadata=bearer(second.job_key))
-    assert await principal(mesh, job.key) is None
+    assert await principal(mesh, job) is None
     assert await principal(mesh, third.job_key) is not None
 
 
@@ -160,7 +158,12 @@ async def test_only_who_may_close_a_tenant_does(mesh: Mesh, provisioner: AuthSer
     job = await provisioner.Delegate(
         pb2.DelegateRequest(purpose="create"), metadata=bearer(narrow.key)
     )
-    for key in (narrow.key, job.key):
-        with expect_refused("PERMISSION_DENIED", "SCOPE_MISSING"):
+    refused = (
+        (customer.key, "KEY_KIND_REFUSED"),
+        (narrow.key, "KEY_KIND_REFUSED"),
+        (job.key, "SCOPE_MISSING"),
+    )
+    for key, reason in refused:
+        with expect_refused("PERMISSION_DENIED", reason):
             await provisioner.CloseTenant(pb2.CloseTenantRequest(), metadata=bearer(key))
     assert await principal(mesh, customer.key) is not None

@@ -250,7 +250,8 @@ async def test_an_unknown_or_closed_tenant_is_not_found_and_nothing_is_made(
 ) -> None:
     customer = await mesh.customer()
     provisioner = mesh.stub(AuthServiceStub, "auth", "provisioner")
-    await provisioner.CloseTenant(pb2.CloseTenantRequest(), metadata=bearer(customer.key))
+    job = await mesh.job_key(customer)
+    await provisioner.CloseTenant(pb2.CloseTenantRequest(), metadata=bearer(job))
     for tenant_id in (customer.tenant_id, "ten_" + "0" * 26):
         with expect_refused("NOT_FOUND", "RESOURCE_NOT_FOUND"):
             await support_key(mesh, auth, customer, tenant_id=tenant_id)

@@ -34,8 +34,9 @@ class Scene:
     mesh: Mesh
     databases: Databases
     customer: Customer
-    # A support key, which alone opens ChangePlan.
+    # A support key, which alone opens ChangePlan, and a job's, which alone opens CloseTenant.
     support: str
+    job: str
 
     @property
     def auth(self) -> AuthServiceStub:
@@ -73,7 +74,7 @@ async def scene(start_mesh: StartMesh, databases: Databases) -> AsyncIterator[Sc
             ),
             metadata=bearer(mesh.operator_key),
         )
-        yield Scene(mesh, databases, customer, issued.key)
+        yield Scene(mesh, databases, customer, issued.key, await mesh.job_key(customer))
 
 
 async def called(scene: Scene, method: Method, request: Any) -> Any:
@@ -86,6 +87,8 @@ async def called(scene: Scene, method: Method, request: Any) -> Any:
     key = scene.mesh.operator_key if KeyKind.OPERATOR in kinds else scene.customer.key
     if method.access.scope == "plan:write":
         key = scene.support
+    if kinds == {KeyKind.JOB}:
+        key = scene.job
     return await calling(request, metadata=bearer(key), timeout=20)
 
 

@@ -1,13 +1,11 @@
 """Attacks on every method, generated from what the contracts declare."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import grpc
 import pytest
-from bulkhead.auth.v1 import auth_service_pb2 as auth_pb2
-from bulkhead.auth.v1.auth_service_pb2_grpc import AuthServiceStub
 from bulkhead.common.v1 import access_pb2
 from google.protobuf.message_factory import GetMessageClass
 
@@ -52,9 +50,6 @@ async def make_victim(mesh: Mesh) -> Victim:
     deployment = await mesh.deployment(customer)
     deployment_key = await mesh.key(customer, deployment.deployment_id)
     deletion = await mesh.deployment(customer, database=False, mcp=False)
-    job = await mesh.stub(AuthServiceStub, "auth", "provisioner").Delegate(
-        auth_pb2.DelegateRequest(purpose="test"), metadata=bearer(customer.key)
-    )
     operation = await delete(mesh, customer, deletion.deployment_id)
     return Victim(
         customer,
@@ -68,7 +63,7 @@ async def make_victim(mesh: Mesh) -> Victim:
             KeyKind.OPERATOR: mesh.operator_key,
             KeyKind.TENANT: customer.key,
             KeyKind.DEPLOYMENT: deployment_key.key,
-            KeyKind.JOB: job.key,
+            KeyKind.JOB: await mesh.job_key(customer),
         },
     )
 
@@ -148,9 +143,12 @@ async def test_a_key_without_the_scope_does_not_open_it(
         # An operator's key cannot be narrowed: that it is the only kind is tested above.
         assert list(method.access.keys) == [access_pb2.KEY_KIND_OPERATOR]
         return
-    other = next(s for s in ("audit:read", "usage:read") if not permits([s], method.access.scope))
-    narrow = await mesh.key(victim.customer, scopes=(other,))
-    answer = await refusal(call(mesh, method, method.request(), narrow.key))
+    others = ("deployments:write", "audit:read", "usage:read")
+    other = next(scope for scope in others if not permits([scope], method.access.scope))
+    narrow = (await mesh.key(victim.customer, scopes=(other,))).key
+    if list(method.access.keys) == [access_pb2.KEY_KIND_JOB]:
+        narrow = await mesh.job_key(replace(victim.customer, key=narrow))
+    answer = await refusal(call(mesh, method, method.request(), narrow))
     assert answer[:2] == ("PERMISSION_DENIED", "SCOPE_MISSING")
 
 

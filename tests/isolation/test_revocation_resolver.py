@@ -242,6 +242,7 @@ async def test_whatever_ends_a_key_has_ended_it_everywhere_when_it_returns(
         pb2.RegisterDeploymentRequest(deployment_id=deployment_id), metadata=bearer(customer.key)
     )
     key = await mesh.key(customer, deployment_id)
+    job = await mesh.job_key(customer)
     ends: dict[str, Any] = {
         "rotate": lambda: provisioner.RotateKey(
             pb2.RotateKeyRequest(request_id=fresh_id(), key_id=key.key_id),
@@ -250,9 +251,7 @@ async def test_whatever_ends_a_key_has_ended_it_everywhere_when_it_returns(
         "retire": lambda: provisioner.RetireDeployment(
             pb2.RetireDeploymentRequest(deployment_id=deployment_id), metadata=bearer(customer.key)
         ),
-        "close": lambda: provisioner.CloseTenant(
-            pb2.CloseTenantRequest(), metadata=bearer(customer.key)
-        ),
+        "close": lambda: provisioner.CloseTenant(pb2.CloseTenantRequest(), metadata=bearer(job)),
     }
     async with resolving(mesh) as (resolver, watched):
         await remembered(resolver, watched, key.key)

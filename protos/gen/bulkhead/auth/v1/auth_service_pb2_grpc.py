@@ -154,9 +154,10 @@ class AuthServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CloseTenant(self, request, context):
-        """Ends the tenant: when it returns, no key of it opens anything in any replica. Left is one job
-        key of the calling service, with which what the tenant had is torn down. Repeating it with a
-        job key gives another one; the presented one works on, since the answer may be lost.
+        """Ends the tenant: when it returns, no key of it opens anything in any replica but the job key
+        that was presented and a new one of the calling service, with which what the tenant had is torn
+        down. Repeating it gives another; a tenant's own key does not open it, since it could not repeat
+        what ended it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

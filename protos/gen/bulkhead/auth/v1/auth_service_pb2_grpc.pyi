@@ -25,9 +25,10 @@ class AuthServiceStub:
     the new plan. Only support keys can carry its scope: a tenant does not choose what it pays.
     """
     CloseTenant: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.CloseTenantRequest, _auth_service_pb2.CloseTenantResponse]
-    """Ends the tenant: when it returns, no key of it opens anything in any replica. Left is one job
-    key of the calling service, with which what the tenant had is torn down. Repeating it with a
-    job key gives another one; the presented one works on, since the answer may be lost.
+    """Ends the tenant: when it returns, no key of it opens anything in any replica but the job key
+    that was presented and a new one of the calling service, with which what the tenant had is torn
+    down. Repeating it gives another; a tenant's own key does not open it, since it could not repeat
+    what ended it.
     """
     IssueSupportKey: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.IssueSupportKeyRequest, _auth_service_pb2.IssueSupportKeyResponse]
     """Exchanges a tenant's id for a key of that tenant, of at most an hour. It is the one request
@@ -108,9 +109,10 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _auth_service_pb2.CloseTenantRequest,
         context: _aio.ServicerContext[_auth_service_pb2.CloseTenantRequest, _abc.Awaitable[_auth_service_pb2.CloseTenantResponse]],
     ) -> _abc.Awaitable[_auth_service_pb2.CloseTenantResponse]:
-        """Ends the tenant: when it returns, no key of it opens anything in any replica. Left is one job
-        key of the calling service, with which what the tenant had is torn down. Repeating it with a
-        job key gives another one; the presented one works on, since the answer may be lost.
+        """Ends the tenant: when it returns, no key of it opens anything in any replica but the job key
+        that was presented and a new one of the calling service, with which what the tenant had is torn
+        down. Repeating it gives another; a tenant's own key does not open it, since it could not repeat
+        what ended it.
         """
 
     @_abc_1.abstractmethod
