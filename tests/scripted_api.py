@@ -34,7 +34,7 @@ KEY = "smcp_1t_presented"
 CREATED = datetime(2026, 11, 22, 12, tzinfo=UTC)
 COMMAND_SECONDS = 60.0
 # The client's commands alone, as `bulkhead` registers them.
-PROGRAM = "import typer; from cli.client import register; app = typer.Typer(); register(app); app()"
+PROGRAM = "from cli.__main__ import main; main()"
 
 
 @dataclass

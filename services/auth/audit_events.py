@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from services.shared.ids import AuditEventId, KeyId
+from services.shared.keyformat import without_keys
 
 _MOST_ID_LENGTH = 100
 
@@ -60,12 +61,14 @@ class AuditPage:
 
 
 def recordable(resources: Mapping[str, str]) -> dict[str, str]:
-    """Returns the ids as they can be stored: printable, and not too long.
+    """Returns the ids as they can be stored: printable, not too long, and none that is a key.
 
     They were written by the caller and not looked at yet: a strange one must not keep the call from
-    being recorded.
+    being recorded, and the log is for good.
     """
-    return {kind: _printable(value)[:_MOST_ID_LENGTH] for kind, value in resources.items()}
+    return {
+        kind: _printable(without_keys(value))[:_MOST_ID_LENGTH] for kind, value in resources.items()
+    }
 
 
 def _printable(value: str) -> str:

@@ -16,7 +16,12 @@ from services.auth.domain import (
 )
 from services.auth.effects import Effects
 from services.auth.minting import Mint, replayed
-from services.shared.errors import NotFoundError, PermissionDeniedError, Reason
+from services.shared.errors import (
+    FailedPreconditionError,
+    NotFoundError,
+    PermissionDeniedError,
+    Reason,
+)
 from services.shared.ids import KeyId, TenantId
 from services.shared.postgres import Connection, Database
 from services.shared.principal import Principal
@@ -46,19 +51,19 @@ class Endings:
 
     async def rotate(
         self, issuer: Principal, request_id: str, key_id: KeyId, grace: timedelta
-    ) -> Rotated:
+    ) -> tuple[Rotated, Effect]:
         """Returns the key's successor, once every replica knows until when the key works on.
 
         Raises:
             NotFoundError: no key of the tenant.
             PermissionDeniedError: the issuer lacks a scope of the key, or the key is an operator's.
-            FailedPreconditionError: the key is revoked, expired or replaced.
+            FailedPreconditionError: the key is revoked, expired or replaced, or lives longer than
+                the issuer's own.
             AlreadyExistsError: the request was made before with other content, or its key is used.
         """
         async with self._database.tenant(issuer.tenant) as connection:
             rotated = await self._rotate(connection, issuer, request_id, key_id, grace)
-        await self._effects.of(rotated.announced)
-        return rotated
+        return rotated, await self._effects.of(rotated.announced)
 
     async def _rotate(
         self,
@@ -75,9 +80,10 @@ class Endings:
         check_held(old.scopes, issuer)
         issued, key = self._successor(old, issuer, request_id, grace)
         if await ending_store.made_before(connection, issuer.tenant, request_id):
-            return await _repeated(connection, issuer.tenant, old, issued, key)
+            return await _repeated(connection, issuer, old, issued, key)
         if old.ended(now):
             raise key_ended()
+        _check_reaches(issuer, old, old.expires_at)
         await store.insert_key(connection, issuer.tenant, key)
         announced, ends_at = await ending_store.replace_key(connection, issuer.tenant, key)
         return Rotated(issued, ends_at, announced)
@@ -112,14 +118,33 @@ async def _locked(
     return await ending_store.get_key(connection, tenant_id, key_id, lock=True)
 
 
+def _check_reaches(issuer: Principal, old: Key, ends_at: datetime | None) -> None:
+    """Checks that a successor that ends at `ends_at` does not outlive the issuer's key.
+
+    Else whoever holds a key for a while could end others with its own, or gain one for longer by
+    repeating a rotation. A key may always replace itself.
+
+    Raises:
+        FailedPreconditionError: the issuer's key ends sooner.
+    """
+    if issuer.expires_at is None or issuer.key_id == old.key_id:
+        return
+    if ends_at is None or ends_at > issuer.expires_at:
+        raise FailedPreconditionError(
+            "the presented key ends before the one that it is to replace",
+            Reason.KEY_EXPIRES_SOONER,
+        )
+
+
 async def _repeated(
-    connection: Connection, tenant_id: TenantId, old: Key, issued: IssuedKey, key: NewKey
+    connection: Connection, issuer: Principal, old: Key, issued: IssuedKey, key: NewKey
 ) -> Rotated:
-    again = await ending_store.reissue_successor(connection, tenant_id, key)
+    again = await ending_store.reissue_successor(connection, issuer.tenant, key)
     ends_at = old.revoked_at or old.expires_at
     if again is None or ends_at is None or old.successor != again[0]:
         raise replayed("this request_id was used before; its key cannot be shown again")
     key_id, expires_at = again
+    _check_reaches(issuer, old, expires_at)
     return Rotated(
         replace(issued, key_id=key_id, expires_at=expires_at), ends_at, old.announced or 0
     )

@@ -1,10 +1,8 @@
 """Composition of auth."""
 
-import asyncio
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 from bulkhead.auth.v1 import auth_service_pb2 as pb2
 from bulkhead.auth.v1.auth_service_pb2_grpc import add_AuthServiceServicer_to_server
@@ -28,6 +26,7 @@ from services.auth.support import SupportKeys
 from services.auth.tenants import Tenants
 from services.auth.upkeep import keep_tidy
 from services.auth.watchers import Watchers
+from services.shared.background import background
 from services.shared.clock import utc_now
 from services.shared.postgres import Database, open_database
 from services.shared.server import Registration, Service
@@ -49,7 +48,7 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
             await service.keys.put_operator_key(operator_key)
         await census.tell()
         loops = (service.feed.run(), effects.run(), service.uses.run(), keep_tidy(database))
-        async with _running(*loops, census.run()):
+        async with background(*loops, census.run()):
             yield Service(
                 registrations=[
                     Registration(
@@ -62,18 +61,6 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
                 auditor=LocalAuditor(service),
                 checks={"postgres": database.check},
             )
-
-
-@asynccontextmanager
-async def _running(*loops: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    tasks = [asyncio.create_task(loop) for loop in loops]
-    try:
-        yield
-    finally:
-        for task in tasks:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
 
 
 def _service(

@@ -10,9 +10,10 @@ MOST_LIFETIME = timedelta(hours=1)
 READ_SCOPES = frozenset(
     {"audit:read", "deployments:read", "keys:read", "tenants:read", "usage:read"}
 )
-# Never keys:write or tenants:write, with which it would make what outlives it; nor db:read or
-# db:write, since the password that they open works on when the key does not.
-SUPPORT_SCOPES = READ_SCOPES | {"deployments:write", "plan:write"}
+# Never keys:write, tenants:write or deployments:write, with which it would make or destroy what
+# outlives it; nor db:read or db:write, since the password that they open works on when the key does
+# not.
+SUPPORT_SCOPES = READ_SCOPES | {"plan:write"}
 
 
 def support_scopes(asked: AbstractSet[str]) -> frozenset[str]:

@@ -2,9 +2,10 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 from services.provisioner.store import OPERATIONS_CHANNEL
+from services.shared.background import background
 from services.shared.postgres import Database, Signal
 
 # A notification can be lost with the connection it would have come by.
@@ -38,11 +39,8 @@ class Changes:
 async def open_changes(database: Database) -> AsyncIterator[Changes]:
     """Yields the changes of operations, as the database tells them."""
     changes = Changes()
-    async with database.listen(OPERATIONS_CHANNEL) as signal:
-        following = asyncio.create_task(changes.follow(signal))
-        try:
-            yield changes
-        finally:
-            following.cancel()
-            with suppress(asyncio.CancelledError):
-                await following
+    async with (
+        database.listen(OPERATIONS_CHANNEL) as signal,
+        background(changes.follow(signal)),
+    ):
+        yield changes

@@ -1,8 +1,7 @@
 """Composition of the provisioner."""
 
-import asyncio
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from bulkhead.provisioner.v1 import provisioner_service_pb2 as pb2
@@ -29,6 +28,7 @@ from services.provisioner.settings import Settings
 from services.provisioner.steps import Steps
 from services.provisioner.sweep import Sweep
 from services.shared.access import RemoteAuditor, RemoteAuthenticator, open_key_resolver
+from services.shared.background import background
 from services.shared.channel import open_channel
 from services.shared.postgres import Database, open_database
 from services.shared.server import Registration, Service
@@ -73,9 +73,9 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
         )
         reconciler = Reconciler(database, locks, steps, secret, create_tries=settings.create_tries)
         sweep = Sweep(database, locks, queue, steps, driver)
-        await enter(_at_work(work(settings, reconciler.reconcile)))
-        await enter(_at_work(sweep.run(settings.sweep_seconds)))
-        await enter(_at_work(driver.keep_spare()))
+        await enter(background(work(settings, reconciler.reconcile)))
+        await enter(background(sweep.run(settings.sweep_seconds)))
+        await enter(background(driver.keep_spare()))
         yield Service(
             registrations=[
                 Registration(
@@ -106,15 +106,3 @@ async def _local_driver(
         PortRange(settings.database_port_first, settings.database_port_last),
         round(settings.statement_timeout_seconds * 1000),
     )
-
-
-@asynccontextmanager
-async def _at_work(job: Coroutine[None, None, None]) -> AsyncIterator[None]:
-    """Runs `job` beside the block, and ends it after."""
-    task = asyncio.create_task(job)
-    try:
-        yield
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task

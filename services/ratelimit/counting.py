@@ -4,7 +4,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
 
 import structlog
@@ -19,6 +19,7 @@ from services.ratelimit.replicas import BEAT_SECONDS, REMEMBERED_SECONDS, Replic
 from services.ratelimit.settings import Settings
 from services.ratelimit.store import CounterStore
 from services.ratelimit.usage_store import UsageStore
+from services.shared.background import background
 from services.shared.errors import UnavailableError
 from services.shared.postgres import Database
 from services.shared.redis import Valkey
@@ -61,22 +62,8 @@ async def counting(
             ("replay", circuit.replay_others, settings.checkpoint_seconds),
             ("forgetting", forget, _FORGET_SECONDS),
         ):
-            await stack.enter_async_context(_repeated(name, step, seconds))
+            await stack.enter_async_context(background(_repeat(name, step, seconds)))
         yield circuit
-
-
-@asynccontextmanager
-async def _repeated(
-    name: str, step: Callable[[], Awaitable[object]], seconds: float
-) -> AsyncIterator[None]:
-    """Runs `step` again and again until the block is left."""
-    task = asyncio.create_task(_repeat(name, step, seconds))
-    try:
-        yield
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
 
 
 async def _repeat(name: str, step: Callable[[], Awaitable[object]], seconds: float) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import structlog
@@ -10,6 +10,7 @@ from opentelemetry import metrics
 
 from services.ratelimit.descriptors import Domains
 from services.ratelimit.descriptors_file import Texts, parsed, read_texts
+from services.shared.background import background
 from services.shared.settings import UnusableFileError
 
 
@@ -73,13 +74,8 @@ async def watched(place: Path | None, seconds: float) -> AsyncIterator[Descripto
         yield None
         return
     files = DescriptorFiles.read(place)
-    watching = asyncio.create_task(_watch(files, seconds))
-    try:
+    async with background(_watch(files, seconds)):
         yield files
-    finally:
-        watching.cancel()
-        with suppress(asyncio.CancelledError):
-            await watching
 
 
 async def _watch(files: DescriptorFiles, seconds: float) -> None:

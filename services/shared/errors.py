@@ -8,6 +8,14 @@ from collections.abc import Mapping
 from datetime import timedelta
 from enum import StrEnum
 
+# What a caller sent may stand in what it is told, and goes into headers: too long a header breaks
+# the connection that others share.
+_MOST_TOLD = 300
+
+
+def _told(text: str) -> str:
+    return text if len(text) <= _MOST_TOLD else f"{text[: _MOST_TOLD - 1]}…"
+
 
 class Reason(StrEnum):
     """`bulkhead.common.v1.ErrorReason`; a test proves that the two are the same."""
@@ -30,6 +38,7 @@ class Reason(StrEnum):
     RESOURCE_NOT_DECLARED = "RESOURCE_NOT_DECLARED"
     OPERATION_FAILED = "OPERATION_FAILED"
     KEY_ENDED = "KEY_ENDED"
+    KEY_EXPIRES_SOONER = "KEY_EXPIRES_SOONER"
     DEPENDENCY_UNAVAILABLE = "DEPENDENCY_UNAVAILABLE"
     DEADLINE_TOO_SHORT = "DEADLINE_TOO_SHORT"
     AUDIT_UNAVAILABLE = "AUDIT_UNAVAILABLE"
@@ -48,10 +57,10 @@ class BulkheadError(Exception):
         metadata: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
-        self.message = message
+        self.message = _told(message)
         self.reason = reason
         self.retry_after = retry_after
-        self.metadata = dict(metadata or {})
+        self.metadata = {name: _told(value) for name, value in (metadata or {}).items()}
 
 
 class InvalidFieldError(BulkheadError):
@@ -59,8 +68,8 @@ class InvalidFieldError(BulkheadError):
 
     def __init__(self, field: str, description: str, reason: Reason = Reason.FIELD_INVALID) -> None:
         super().__init__(f"{field}: {description}", reason)
-        self.field = field
-        self.description = description
+        self.field = _told(field)
+        self.description = _told(description)
 
 
 class UnauthenticatedError(BulkheadError):

@@ -15,6 +15,7 @@ import structlog
 from bulkhead.auth.v1 import auth_service_pb2 as auth_pb2
 from bulkhead.auth.v1.auth_service_pb2_grpc import AuthServiceStub
 
+from services.shared.background import background
 from services.shared.clock import SteadyClock, steady_seconds
 from services.shared.coalesce import Coalescer
 from services.shared.ids import KeyId, random_text
@@ -261,14 +262,5 @@ def _unexpired(principal: Principal | None) -> Principal | None:
 @asynccontextmanager
 async def watching(resolver: KeyResolver) -> AsyncIterator[KeyResolver]:
     """Yields the resolver while it is kept leased and hears of revocations."""
-    tasks = [
-        asyncio.create_task(resolver.keep_leased()),
-        asyncio.create_task(resolver.follow()),
-    ]
-    try:
+    async with background(resolver.keep_leased(), resolver.follow()):
         yield resolver
-    finally:
-        for task in tasks:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task

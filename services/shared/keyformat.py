@@ -27,6 +27,8 @@ _SHAPE = re.compile(
     rf"[a-z]{{2,12}}_1[otdcsj]_[0-9A-Za-z]{{{_SECRET_LENGTH + _CHECKSUM_LENGTH}}}", re.ASCII
 )
 
+_ANYWHERE = re.compile(r"([a-z]{2,12}_1[otdcsj]_)[0-9A-Za-z]{8,}", re.ASCII)
+
 
 def new_key(kind: KeyKind, prefix: str = DEFAULT_PREFIX) -> str:
     """Returns a new random key of `kind`."""
@@ -46,6 +48,14 @@ def hint(key: str) -> str:
     """Returns what may be shown of a key: its readable prefix and the last four of its secret."""
     prefix = key[: -(_SECRET_LENGTH + _CHECKSUM_LENGTH)]
     return f"{prefix}…{key[-4:]}"
+
+
+def without_keys(text: str) -> str:
+    """Returns `text` with only the readable prefix of whatever in it may be a key.
+
+    For what a person typed: a key is easily pasted where something else was asked for.
+    """
+    return _ANYWHERE.sub(r"\1…", text)
 
 
 def digest(key: str) -> bytes:

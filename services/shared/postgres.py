@@ -13,6 +13,7 @@ import asyncpg
 import asyncpg.pool
 import structlog
 
+from services.shared.background import background
 from services.shared.errors import UnavailableError
 from services.shared.ids import TenantId
 from services.shared.settings import PostgresSettings, secret_text
@@ -147,13 +148,8 @@ class Database:
         away is not known, which is why a reconnect sets the signal too.
         """
         signal = Signal()
-        task = asyncio.create_task(self._keep_listening(channel, signal))
-        try:
+        async with background(self._keep_listening(channel, signal)):
             yield signal
-        finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
 
     async def _keep_listening(self, channel: str, signal: Signal) -> None:
         while True:

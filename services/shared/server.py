@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from services.shared.access import Auditor, Authenticator
+from services.shared.background import background
 from services.shared.health import Check, Health
 from services.shared.interceptors.access import AccessControl
 from services.shared.interceptors.chain import Chain
@@ -145,13 +146,8 @@ async def serving(service: Service, settings: ServiceSettings) -> AsyncIterator[
 @asynccontextmanager
 async def _watched(health: Health) -> AsyncIterator[None]:
     await health.check()
-    watching = asyncio.create_task(health.watch())
-    try:
+    async with background(health.watch()):
         yield
-    finally:
-        watching.cancel()
-        with suppress(asyncio.CancelledError):
-            await watching
 
 
 def _server(service: Service, health: Health, chain: Chain) -> grpc.aio.Server:

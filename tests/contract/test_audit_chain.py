@@ -135,6 +135,19 @@ def test_a_cut_end_and_a_new_chain_are_found_by_a_head_alone() -> None:
     assert faults([], head) == [(5, Fault.TRUNCATED)]
 
 
+def test_a_head_before_the_first_event_has_one_hash_alone() -> None:
+    assert faults(chain(2), Head()) == []
+    assert faults(chain(2), Head(0, b"\1" * 32)) == [(0, Fault.OTHER_HEAD)]
+
+
+def test_only_heads_up_to_which_all_is_well_are_confirmed() -> None:
+    events = chain(5)
+    heads = tuple(Head(event.sequence, event.hash) for event in events[1:4:2])
+    assert ChainCheck((*heads, Head(3, bytes(32)))).take_all(events).confirmed == set(heads)
+    events[2].peer = "nobody"
+    assert ChainCheck(heads).take_all(events).confirmed == {heads[0]}
+
+
 @pytest.mark.parametrize(
     "text", ["", "5", "5:abc", "x:" + "0" * 64, "5:" + "g" * 64, "-1:" + "0" * 64]
 )

@@ -166,3 +166,17 @@ async def test_an_id_that_cannot_be_stored_does_not_keep_a_call_from_being_recor
         )
     ((event,), _) = await whole_log(mesh, customer)
     assert event.resources["key"] == "key_\ufffd" + "x" * 95
+
+
+@pytest.mark.promise("P-04")
+async def test_a_key_that_was_given_where_an_id_belongs_is_not_kept(
+    mesh: Mesh, auth: AuthServiceStub
+) -> None:
+    customer = await mesh.customer()
+    pasted = (await mesh.key(customer)).key
+    with expect_refused("NOT_FOUND", "RESOURCE_NOT_FOUND"):
+        await auth.RevokeKey(pb2.RevokeKeyRequest(key_id=pasted), metadata=bearer(customer.key))
+    answer = await auth.ListAuditEvents(
+        pb2.ListAuditEventsRequest(page_size=1), metadata=bearer(customer.key)
+    )
+    assert dict(answer.events[0].resources) == {"key": "smcp_1t_…"}

@@ -17,6 +17,9 @@ from tests.refusals import expect_refused
 PREFIX = "bulkhead.auth.v1.AuthService"
 
 
+OWN_METHOD = "bulkhead.provisioner.v1.ProvisionerService/GetDatabaseConnection"
+
+
 @pytest.fixture(scope="session")
 def auth(mesh: Mesh) -> AuthServiceStub:
     return mesh.stub(AuthServiceStub, "auth")
@@ -291,7 +294,8 @@ async def test_a_job_key_works_from_the_service_that_holds_it_and_nowhere_else(m
     elsewhere = mesh.stub(AuthServiceStub, "auth", "app_proxy")
     with expect_refused("UNAUTHENTICATED", "KEY_INVALID"):
         await elsewhere.RecordAuditEvent(
-            pb2.RecordAuditEventRequest(method="x.Y/Z", peer="edge"), metadata=bearer(job.key)
+            pb2.RecordAuditEventRequest(method=OWN_METHOD, peer="edge"),
+            metadata=bearer(job.key),
         )
     listed = await mesh.stub(AuthServiceStub, "auth").ListKeys(
         pb2.ListKeysRequest(), metadata=bearer(customer.key)
@@ -369,16 +373,45 @@ async def test_a_service_records_into_the_log_of_the_presented_keys_tenant(
     customer = await mesh.customer()
     provisioner = mesh.stub(AuthServiceStub, "auth", "provisioner")
     request = pb2.RecordAuditEventRequest(
-        method="x.Y/Z", peer="edge", resources={"deployment": "dep_\x1b1"}
+        method=OWN_METHOD, peer="edge", resources={"deployment": "dep_\x1b1"}
     )
     recorded = await provisioner.RecordAuditEvent(request, metadata=bearer(customer.key))
     log = await auth.ListAuditEvents(pb2.ListAuditEventsRequest(), metadata=bearer(customer.key))
     assert [event.event_id for event in log.events] == [recorded.event_id]
     assert log.events[0].resources["deployment"] == "dep_\ufffd1"
-    with expect_refused("INVALID_ARGUMENT", "FIELD_INVALID", field="method"):
-        await provisioner.RecordAuditEvent(
-            pb2.RecordAuditEventRequest(peer="edge"), metadata=bearer(customer.key)
-        )
+    # Nobody speaks for another service.
+    for method in ("", "x.Y/Z", "bulkhead.auth.v1.AuthService/RevokeKey"):
+        with expect_refused("INVALID_ARGUMENT", "FIELD_INVALID", field="method"):
+            await provisioner.RecordAuditEvent(
+                pb2.RecordAuditEventRequest(method=method, peer="edge"),
+                metadata=bearer(customer.key),
+            )
+
+
+@pytest.mark.promise("P-38")
+async def test_what_a_caller_sends_is_told_back_to_it_in_short(
+    mesh: Mesh, auth: AuthServiceStub
+) -> None:
+    customer = await mesh.customer()
+    for scope in ("s" * 60_000, "\x01" * 20_000):
+        request = pb2.IssueKeyRequest(request_id=fresh_id(), scopes=[scope])
+        with expect_refused("INVALID_ARGUMENT", "FIELD_INVALID", field="scopes") as refusal:
+            await auth.IssueKey(request, metadata=bearer(customer.key))
+        assert len(refusal.value.details() or "") < 1_000
+
+
+@pytest.mark.parametrize("sent", [b"\xff\xff", b"\x0a\x02\xff\xfe", b"\x0a"])
+async def test_what_is_no_message_is_refused_after_the_key(mesh: Mesh, sent: bytes) -> None:
+    customer = await mesh.customer()
+    call = mesh.channel("auth").unary_unary(
+        "/bulkhead.auth.v1.AuthService/RevokeKey",
+        request_serializer=bytes,
+        response_deserializer=pb2.RevokeKeyResponse.FromString,
+    )
+    with expect_refused("UNAUTHENTICATED", "KEY_MISSING"):
+        await call(sent)
+    with expect_refused("INVALID_ARGUMENT", "FIELD_INVALID", field="request"):
+        await call(sent, metadata=bearer(customer.key))
 
 
 async def test_methods_for_peers_are_refused_to_the_front_door(

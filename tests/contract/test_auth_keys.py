@@ -84,7 +84,7 @@ async def test_a_key_works_until_it_expires(mesh: Mesh) -> None:
     at = datetime.now(UTC) + timedelta(seconds=3)
     issued = await issue(mesh, customer.key, at)
     assert issued.expire_time.ToDatetime(UTC) == at
-    assert await works(mesh, issued.key)
+    assert await works(mesh, issued.key) or datetime.now(UTC) >= at
     assert (await listed(mesh, customer.key))[issued.key_id].expire_time == issued.expire_time
     async with asyncio.timeout(PATIENCE_SECONDS):
         while await works(mesh, issued.key):
@@ -131,9 +131,9 @@ async def test_both_keys_work_until_the_grace_period_ends(mesh: Mesh) -> None:
     new = await rotate(mesh, customer.key, old.key_id, timedelta(seconds=3))
     assert (new.kind, new.deployment_id, new.scopes) == (old.kind, deployment_id, old.scopes)
     assert not new.HasField("expire_time")
-    assert await works(mesh, old.key)
-    assert await works(mesh, new.key)
     ends_at = new.old_key_expire_time.ToDatetime(UTC)
+    assert await works(mesh, old.key) or datetime.now(UTC) >= ends_at
+    assert await works(mesh, new.key)
     assert before + timedelta(seconds=3) <= ends_at
     keys = await listed(mesh, customer.key)
     assert keys[old.key_id].successor_key_id == new.key_id
@@ -155,6 +155,7 @@ async def test_without_grace_the_old_key_is_revoked_before_the_answer(mesh: Mesh
     assert await works(mesh, new.key)
     shown = (await listed(mesh, customer.key))[old.key_id]
     assert shown.revoke_time == new.old_key_expire_time
+    assert new.effect.effective_at.ToDatetime(UTC) >= shown.revoke_time.ToDatetime(UTC)
     assert shown.successor_key_id == new.key_id
 
 
@@ -274,6 +275,24 @@ async def test_a_narrow_key_does_not_get_a_wider_one_by_rotating_it(mesh: Mesh) 
             "grace_period",
             pb2.RotateKeyRequest(request_id="r", key_id="k", grace_period=Duration(seconds=2**62)),
         ),
+        (
+            "grace_period",
+            pb2.RotateKeyRequest(
+                request_id="r", key_id="k", grace_period=Duration(seconds=604_800, nanos=1)
+            ),
+        ),
+        (
+            "grace_period",
+            pb2.RotateKeyRequest(
+                request_id="r", key_id="k", grace_period=Duration(seconds=1, nanos=-5)
+            ),
+        ),
+        (
+            "grace_period",
+            pb2.RotateKeyRequest(
+                request_id="r", key_id="k", grace_period=Duration(nanos=2_147_483_647)
+            ),
+        ),
     ],
 )
 async def test_a_rotation_with_a_bad_field_is_refused_by_name(
@@ -337,3 +356,21 @@ async def test_a_list_shows_the_readable_prefix_and_the_last_four_and_no_more(me
     shown = (await listed(mesh, customer.key))[new.key_id]
     assert shown.hint == f"smcp_1t_…{new.key[-4:]}"
     assert new.key[8:-4] not in str(shown)
+
+
+async def test_a_key_that_ends_sooner_replaces_no_other(mesh: Mesh) -> None:
+    customer = await mesh.customer()
+    lasting = await mesh.key(customer)
+    soon = await issue(mesh, customer.key, datetime.now(UTC) + HOUR)
+    with expect_refused("FAILED_PRECONDITION", "KEY_EXPIRES_SOONER"):
+        await rotate(mesh, soon.key, lasting.key_id, timedelta(0))
+    assert await works(mesh, lasting.key)
+    # Nor does it get another's successor by repeating the rotation.
+    made = await rotate(mesh, customer.key, lasting.key_id, HOUR, "nightly")
+    with expect_refused("FAILED_PRECONDITION", "KEY_EXPIRES_SOONER"):
+        await rotate(mesh, soon.key, lasting.key_id, HOUR, "nightly")
+    assert await works(mesh, made.key)
+    # Itself it may replace, also a second time when the answer was lost.
+    first = await rotate(mesh, soon.key, soon.key_id, HOUR, "own")
+    again = await rotate(mesh, soon.key, soon.key_id, HOUR, "own")
+    assert (again.key_id, again.expire_time) == (first.key_id, soon.expire_time)

@@ -1,5 +1,6 @@
 """The audit log on the command line: listed by filter, exported, verified."""
 
+import base64
 import json
 import os
 from datetime import UTC, datetime, timedelta
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 from bulkhead.auth.v1 import auth_service_pb2 as pb
 
-from cli.audit_log import read_lines, write_lines
+from cli.audit_log import line, read_lines, write_lines
 from cli.chain import Head
 from services.shared.errors import Reason, UnavailableError
 from tests.audit_logs import chain
@@ -47,6 +48,7 @@ async def test_list_sends_each_filter(api: ScriptedApi) -> None:
     )
     assert outcome.code == 0, outcome.err
     assert [event["sequence"] for event in outcome.json["events"]] == [2, 1]
+    assert outcome.json["head_sequence"] == 2
     (request,) = api.requests("ListAuditEvents")
     assert (request.method, request.key_id, request.resource_id) == ("m", "key_1", "dep_1")
     assert request.end_time.ToJsonString() == "2027-01-31T00:00:00Z"
@@ -62,6 +64,42 @@ async def test_list_shows_the_place_and_the_reason_of_each_event(api: ScriptedAp
     assert head.startswith("NO.  TIME")
     assert first.startswith("1 ")
     assert "ticket 4711" in first
+
+
+async def test_list_tells_the_head_with_the_field_names_of_the_contract(api: ScriptedApi) -> None:
+    head = serve(api, chain(9))
+    shown = (await bulkhead(api.port, "audit", "list", "--json")).json
+    assert Head(shown["head_sequence"], base64.b64decode(shown["head_hash"])) == head
+    assert (len(shown["events"]), "next_page_token" in shown) == (9, False)
+
+
+@pytest.mark.parametrize(
+    "method", ["auth.v1.AuthService/RevokeKey", "bulkhead.auth.v1.AuthService/RevokeKey"]
+)
+async def test_a_method_is_named_as_it_is_listed_or_by_its_full_name(
+    api: ScriptedApi, method: str
+) -> None:
+    serve(api, chain(1))
+    outcome = await bulkhead(api.port, "audit", "list", "--method", method)
+    assert outcome.code == 0, outcome.err
+    (request,) = api.requests("ListAuditEvents")
+    assert request.method == "bulkhead.auth.v1.AuthService/RevokeKey"
+
+
+async def test_filters_that_match_nothing_are_repeated(api: ScriptedApi) -> None:
+    api.answers["ListAuditEvents"] = pb.ListAuditEventsResponse(head_sequence=7)
+    outcome = await bulkhead(api.port, "audit", "list", "--method", "RevokeKey", "--since", "7d")
+    assert (outcome.code, outcome.out) == (0, "no events match --method RevokeKey --since 7d\n")
+
+
+async def test_an_export_with_filters_has_no_head(api: ScriptedApi, tmp_path: Path) -> None:
+    head, output = serve(api, chain(3)), tmp_path / "audit.jsonl"
+    arguments = ("audit", "export", "--by", "key_1", "--output", str(output))
+    shown = await bulkhead(api.port, *arguments, "--json")
+    assert shown.json == {"output": str(output), "events": 3}
+    text = await bulkhead(api.port, *arguments)
+    assert str(head) not in text.out
+    assert "not the whole log" in text.out
 
 
 async def test_export_writes_the_whole_log_oldest_first_for_its_owner_alone(
@@ -100,7 +138,13 @@ async def test_verify_finds_a_whole_log_whole_and_prints_its_head(api: ScriptedA
     assert outcome.code == 0, outcome.err
     assert f"head {head}" in outcome.out
     shown = (await bulkhead(api.port, "audit", "verify", "--json")).json
-    assert shown == {"valid": True, "events": 9, "head": str(head), "problems": []}
+    assert shown == {
+        "valid": True,
+        "events": 9,
+        "head": str(head),
+        "confirmed_heads": [],
+        "problems": [],
+    }
 
 
 async def test_verify_says_what_is_wrong_and_exits_with_1(api: ScriptedApi) -> None:
@@ -137,6 +181,38 @@ async def test_verify_of_a_file_asks_nobody(tmp_path: Path) -> None:
     write_lines(events[:4], export)
     cut = await bulkhead(0, *arguments, **NOBODY)
     assert (cut.code, "events 5 to 6 are missing at the end" in cut.out) == (1, True)
+    assert str(head) not in cut.out
+
+
+async def test_a_head_that_was_found_is_confirmed(api: ScriptedApi) -> None:
+    events = chain(5)
+    told = serve(api, events)
+    kept = [str(Head(number, events[number - 1].hash)) for number in (2, 4)]
+    arguments = ("audit", "verify", "--expect-head", kept[1], "--expect-head", kept[0])
+    text = await bulkhead(api.port, *arguments)
+    assert text.code == 0, text.err
+    assert [line for line in text.out.splitlines() if line.startswith("expected ")] == [
+        f"expected {kept[1]}: found, all before it unchanged",
+        f"expected {kept[0]}: found, all before it unchanged",
+    ]
+    events[2].peer = "nobody"
+    serve(api, events, told)
+    changed = await bulkhead(api.port, *arguments, "--json")
+    assert (changed.code, changed.json["confirmed_heads"]) == (1, [kept[0]])
+
+
+async def test_a_filtered_export_is_not_taken_for_a_crime_alone(tmp_path: Path) -> None:
+    events, export = chain(9), tmp_path / "audit.jsonl"
+    write_lines([events[1], events[4], events[5]], export)
+    outcome = await bulkhead(0, "audit", "verify", "--file", str(export), **NOBODY)
+    assert outcome.code == 1
+    first, *gaps = outcome.out.splitlines()
+    assert "the file was exported with filters, and cannot be verified" in first
+    assert len(gaps) == 2
+    events[4].peer = "nobody"
+    write_lines([events[1], events[4]], export)
+    outcome = await bulkhead(0, "audit", "verify", "--file", str(export), **NOBODY)
+    assert outcome.out.startswith("the log is not what was recorded")
 
 
 async def test_a_kept_head_finds_a_chain_that_was_made_anew(
@@ -170,20 +246,30 @@ async def test_an_empty_log_is_whole(api: ScriptedApi) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
+        ("", "the file holds no event"),
         ("not json\n", "line 1: not an audit event"),
-        ("{}\n[]\n", "line 2: not an audit event"),
+        ("{}\n", "line 1: not an audit event"),
+        ("EVENT\n[]\n", "line 2: not an audit event"),
+        ("EVENT\n\nEVENT\n", "line 2: not an audit event"),
+        ("EVENT\n" + '{"event_id":"aud_0', "line 2: not an audit event, or only a part of one"),
+        ("EVENT\n\xff\n", "line 2: not an audit event"),
+        ("[" * 100_000, "line 1: not an audit event"),
         ('{"colour": "red"}\n', "line 1: not an audit event"),
+        ('{"sequence": 1, "peer": "\\ud800"}\n', "line 1: not an audit event"),
     ],
 )
-async def test_a_file_that_is_no_export_is_wrong_use(
+async def test_a_file_that_is_no_export_is_found_out(
     tmp_path: Path, content: str, said: str
 ) -> None:
     export = tmp_path / "x"
-    export.write_text(content)
+    export.write_bytes(content.replace("EVENT", line(chain(1)[0])).encode("latin-1", "replace"))
     outcome = await bulkhead(0, "audit", "verify", "--file", str(export), **NOBODY)
-    assert outcome.code == 2
-    # Help is wrapped to the terminal's width.
-    assert said in " ".join(outcome.err.replace("│", " ").split())
+    assert (outcome.code, outcome.err) == (1, "")
+    assert outcome.out.startswith("this file is not a whole export of a log; problems: 1\n- ")
+    assert said in outcome.out
+    shown = await bulkhead(0, "audit", "verify", "--file", str(export), "--json", **NOBODY)
+    assert (shown.code, shown.json["valid"]) == (1, False)
+    assert said in shown.json["problems"][0]["message"]
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 """Rotation, support keys and plans on the command line."""
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from bulkhead.auth.v1 import auth_service_pb2 as pb
 from bulkhead.common.v1 import access_pb2
 from google.protobuf.duration_pb2 import Duration
+from rich.cells import cell_len
 
 from services.shared.errors import NotFoundError
 from tests.scripted_api import CREATED, ScriptedApi, bulkhead, time
@@ -40,7 +42,7 @@ async def test_key_list_and_revoke(api: ScriptedApi) -> None:
     api.answers["RevokeKey"] = pb.RevokeKeyResponse(key_id="key_1", revoke_time=time(revoked))
     keys = (await bulkhead(api.port, "key", "list", "--json")).json["keys"]
     assert keys[0]["revoke_time"] == "2026-11-22T13:00:00Z"
-    assert "2026-11-22 13:00:00Z" in (await bulkhead(api.port, "key", "list")).out
+    assert "revoked 2026-11-22 13:00Z" in (await bulkhead(api.port, "key", "list")).out
     outcome = await bulkhead(api.port, "key", "revoke", "key_1")
     assert outcome.out == "key_1 is revoked since 2026-11-22 13:00:00Z\n"
 
@@ -68,6 +70,19 @@ async def test_rotate_prints_the_new_key_once_and_how_long_the_old_one_works(
     (request,) = api.requests("RotateKey")
     assert (request.key_id, request.grace_period) == ("key_1", Duration(seconds=5_400))
     assert len(request.request_id) == 36
+
+
+async def test_rotate_without_grace_says_that_the_old_key_is_revoked(api: ScriptedApi) -> None:
+    api.answers["RotateKey"] = answer = rotated()
+    answer.effect.CopyFrom(EFFECT)
+    outcome = await bulkhead(api.port, "key", "rotate", "key_1", "--grace", "0s")
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.splitlines()[-2:] == [
+        "key_1 is revoked since 2026-11-22 13:00:00Z",
+        "in effect everywhere since 2026-11-22 13:00:00Z: 3 replicas acknowledged, 1 fenced",
+    ]
+    assert "works until" not in outcome.out
+    assert "before its time" not in outcome.err
 
 
 @pytest.mark.parametrize(
@@ -141,12 +156,37 @@ async def test_key_list_shows_the_life_of_each_key(api: ScriptedApi) -> None:
         ]
     )
     head, support, own = (await bulkhead(api.port, "key", "list")).out.splitlines()
-    for column in ("LAST USED", "EXPIRES", "REVOKED", "SUCCESSOR"):
+    for column in ("LAST USED", "ENDS", "SUCCESSOR"):
         assert column in head
-    assert "2026-11-22 12:05:00Z  2026-11-22 13:00:00Z  -" in support
+    # No key is of a deployment.
+    assert "DEPLOYMENT" not in head
+    assert "2026-11-22 12:05Z  2026-11-22 13:00Z  -" in support
     assert support.endswith("support: ticket 4711")
     assert "key_9" in own
     assert own.endswith("agent")
+
+
+async def test_key_list_fits_a_terminal_and_never_cuts_a_keys_id(api: ScriptedApi) -> None:
+    def key(number: int, **more: Any) -> pb.Key:
+        return pb.Key(
+            key_id=f"key_{number:026}",
+            deployment_id=f"dep_{number:026}",
+            hint="smcp_1d_…abcd",
+            scopes=["db:read", "db:write", "usage:read"],
+            create_time=time(),
+            last_use_time=time(),
+            successor_key_id=f"key_{number + 1:026}",
+            **more,
+        )
+
+    keys = [key(1, name="名" * 60), key(2, revoke_time=time(), support_reason="x" * 200)]
+    api.answers["ListKeys"] = pb.ListKeysResponse(keys=keys)
+    lines = (await bulkhead(api.port, "key", "list")).out.splitlines()
+    assert max(cell_len(line) for line in lines) <= 110
+    _, first, second, note = lines
+    assert first.startswith(keys[0].key_id)
+    assert "revoked 2026-11-22 12:00Z" in second
+    assert "--json has it" in note
 
 
 async def test_revoke_says_since_when_it_holds_everywhere(api: ScriptedApi) -> None:

@@ -13,7 +13,7 @@ from services.shared.coalesce import Coalescer
 from services.shared.errors import InvalidFieldError
 from services.shared.fields import text
 from services.shared.ids import new_key_id
-from services.shared.keyformat import hint, new_key, well_formed
+from services.shared.keyformat import hint, new_key, well_formed, without_keys
 from services.shared.paging import next_page_token, page_position
 from services.shared.principal import KeyKind, permits
 
@@ -120,3 +120,14 @@ async def test_a_caller_that_leaves_takes_nothing_from_the_others() -> None:
     release.set()
     assert await calls[0] == 0
     assert await calls[2] == 2
+
+
+def test_of_a_key_that_was_pasted_somewhere_only_the_prefix_is_kept() -> None:
+    key = new_key(KeyKind.DEPLOYMENT)
+    for given_text, kept in (
+        (key, "smcp_1d_…"),
+        (f"see {key}, and {key[:40]}", "see smcp_1d_…, and smcp_1d_…"),
+        ("key_0123456789abcdefghjkmnpqrs", "key_0123456789abcdefghjkmnpqrs"),
+        ("", ""),
+    ):
+        assert without_keys(given_text) == kept

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
@@ -16,6 +16,7 @@ from services.app_proxy.database.codecs import install_codecs
 from services.app_proxy.database.driver import ByteGuard, GuardedConnection
 from services.app_proxy.database.failures import LOST, ConnectionLostError, refused
 from services.app_proxy.database.roles import Address, Role
+from services.shared.background import background
 from services.shared.errors import UnavailableError
 from services.shared.ids import DeploymentId
 
@@ -242,13 +243,10 @@ class Pools:
 async def open_pools(addresses: Addresses, limits: PoolLimits) -> AsyncIterator[Pools]:
     """Yields the pools; they are all closed at the end."""
     pools = Pools(addresses, limits)
-    closing = asyncio.create_task(pools.keep_closing_idle())
     try:
-        yield pools
+        async with background(pools.keep_closing_idle()):
+            yield pools
     finally:
-        closing.cancel()
-        with suppress(asyncio.CancelledError):
-            await closing
         pools.close()
 
 

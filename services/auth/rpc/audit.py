@@ -12,7 +12,7 @@ from services.auth.rpc.part import Part
 from services.shared.errors import InvalidFieldError
 from services.shared.fields import text
 from services.shared.paging import next_page_token, page_position, page_size
-from services.shared.principal import current_principal
+from services.shared.principal import current_caller, current_principal
 
 _MOST_METHOD = 200
 _MOST_RESOURCES = 32
@@ -47,11 +47,19 @@ class AuditRpc(Part):
         event_id = await self._service.audit.record(
             current_principal(),
             text("peer", request.peer, most=MOST_NAME),
-            text("method", request.method, most=_MOST_METHOD),
+            _own_method(current_caller().peer, request.method),
             _resources(request.resources),
             current_trace_id(),
         )
         return pb2.RecordAuditEventResponse(event_id=event_id)
+
+
+def _own_method(peer: str, value: str) -> str:
+    """Returns the method, which is one of the recording service's own: none speaks for another."""
+    method = text("method", value, most=_MOST_METHOD)
+    if not method.startswith(f"bulkhead.{peer}.v1."):
+        raise InvalidFieldError("method", f"must be one of {peer}'s own")
+    return method
 
 
 def _resources(value: Mapping[str, str]) -> Mapping[str, str]:

@@ -51,7 +51,7 @@ class KeysRpc(Part):
         return issued_message(issued)
 
     async def RotateKey(self, request: pb2.RotateKeyRequest, context: Any) -> pb2.RotateKeyResponse:
-        rotated = await self._service.endings.rotate(
+        rotated, effect = await self._service.endings.rotate(
             current_principal(),
             read_request_id(request.request_id),
             KeyId(text("key_id", request.key_id, most=MOST_NAME)),
@@ -66,6 +66,7 @@ class KeysRpc(Part):
             scopes=sorted(issued.scopes),
             expire_time=timestamp_if(issued.expires_at),
             old_key_expire_time=timestamp(rotated.old_expires_at),
+            effect=effect_message(effect),
         )
 
     async def RevokeKey(self, request: pb2.RevokeKeyRequest, context: Any) -> pb2.RevokeKeyResponse:

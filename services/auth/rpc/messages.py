@@ -18,6 +18,8 @@ from services.shared.principal_messages import PLANS
 
 MOST_NAME = 100
 _MOST_REQUEST_ID = 64
+_NANOS = 1_000_000_000
+_MICROSECOND = timedelta(microseconds=1)
 _DEPLOYMENT_ID = re.compile(r"dep_[0-9a-z]{26}")
 
 KIND_VALUES: Mapping[KeyKind, "access_pb2.KeyKind.ValueType"] = {
@@ -92,13 +94,16 @@ def read_duration(field: str, value: Duration, most: timedelta) -> timedelta:
     Raises:
         InvalidFieldError: it is negative or longer than `most`.
     """
-    try:
-        span = value.ToTimedelta()
-    except (ValueError, OverflowError):
-        raise InvalidFieldError(field, "is not a duration") from None
-    if not timedelta(0) <= span <= most:
-        raise InvalidFieldError(field, f"must be 0 to {most}")
-    return span
+    if not 0 <= value.nanos < _NANOS:
+        raise InvalidFieldError(field, "is not a duration, or is negative")
+    # Counted in whole nanoseconds: a duration has more of them than a timedelta can tell.
+    if not 0 <= value.seconds * _NANOS + value.nanos <= most // _MICROSECOND * 1_000:
+        raise InvalidFieldError(field, f"must be 0 to {_spoken(most)}")
+    return value.ToTimedelta()
+
+
+def _spoken(span: timedelta) -> str:
+    return f"{span.days} days" if span.days else f"{span // timedelta(hours=1)} h"
 
 
 def timestamp(at: datetime) -> Timestamp:

@@ -13,6 +13,7 @@ from services.auth.support_rules import LEAST_LIFETIME, MOST_LIFETIME
 from services.shared.errors import InvalidFieldError
 from services.shared.fields import text
 from services.shared.ids import TenantId
+from services.shared.keyformat import without_keys
 from services.shared.principal import current_caller, current_principal
 
 _METHOD = f"{pb2.DESCRIPTOR.services_by_name['AuthService'].full_name}/IssueSupportKey"
@@ -42,7 +43,7 @@ def _request(request: pb2.IssueSupportKeyRequest) -> SupportRequest:
     return SupportRequest(
         read_request_id(request.request_id),
         TenantId(text("tenant_id", request.tenant_id, most=MOST_NAME)),
-        text("reason", request.reason, most=_MOST_REASON),
+        without_keys(text("reason", request.reason, most=_MOST_REASON)),
         _lifetime(request),
         frozenset(request.scopes),
     )

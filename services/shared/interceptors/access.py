@@ -9,12 +9,14 @@ from google.protobuf.message import Message
 
 from services.shared.access import Auditor, Authenticator
 from services.shared.errors import (
+    InvalidFieldError,
     PermissionDeniedError,
     Reason,
     UnauthenticatedError,
     UnavailableError,
 )
 from services.shared.interceptors.call import Call, Entered
+from services.shared.keyformat import without_keys
 from services.shared.principal import Caller, Principal, set_caller
 from services.shared.principal_messages import KEY_KINDS
 from services.shared.tls import peer_service
@@ -38,10 +40,12 @@ class AccessControl:
             _check_bound(principal, call.peer)
             call.principal = principal
             _check_kind_and_scope(principal, call.access)
+        if call.request is None:
+            raise InvalidFieldError("request", "is no message of this method")
         caller = Caller(call.peer, call.principal, bearer)
         set_caller(caller)
         if call.access.audit == access_pb2.AUDIT_BEFORE:
-            await self._record(caller, call)
+            await self._record(caller, call.method, call.request)
         yield
 
     def _peer(self, call: Call) -> str:
@@ -52,9 +56,9 @@ class AccessControl:
             )
         return peer
 
-    async def _record(self, caller: Caller, call: Call) -> None:
+    async def _record(self, caller: Caller, method: str, request: Message) -> None:
         try:
-            await self._auditor.record(caller, call.method, dict(named_resources(call.request)))
+            await self._auditor.record(caller, method, dict(named_resources(request)))
         except UnavailableError as error:
             raise UnavailableError(
                 "the audit log cannot be written, so nothing was done", Reason.AUDIT_UNAVAILABLE
@@ -66,8 +70,8 @@ def named_resources(request: Message) -> Iterator[tuple[str, str]]:
     for field, value in request.ListFields():
         kind = field.GetOptions().Extensions[access_pb2.resource].kind
         if kind and isinstance(value, str):
-            # Cut, since what is written here was not looked at yet.
-            yield kind, value[:_MOST_ID_LENGTH]
+            # Neither a key nor long, since what is written here was not looked at yet.
+            yield kind, without_keys(value)[:_MOST_ID_LENGTH]
 
 
 _MOST_ID_LENGTH = 100
@@ -89,9 +93,12 @@ def _check_bound(principal: Principal, peer: str) -> None:
 
 
 def _check_kind_and_scope(principal: Principal, access: Access) -> None:
-    if principal.kind not in {KEY_KINDS[kind] for kind in access.keys}:
+    opening = [KEY_KINDS[kind] for kind in access.keys]
+    if principal.kind not in opening:
         raise PermissionDeniedError(
-            f"a key of kind {principal.kind} does not open this method", Reason.KEY_KIND_REFUSED
+            f"a key of kind {principal.kind} does not open this method; it takes one of kind "
+            + " or ".join(sorted(opening)),
+            Reason.KEY_KIND_REFUSED,
         )
     if access.scope and not principal.permits(access.scope):
         raise PermissionDeniedError(

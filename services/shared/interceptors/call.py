@@ -19,7 +19,8 @@ class Call:
     # Full name without the leading slash, `bulkhead.auth.v1.AuthService/IssueKey`.
     method: str
     access: Access
-    request: Message
+    # None when what was sent is no message of the method.
+    request: Message | None
     context: "grpc.aio.ServicerContext[Any, Any]"
     peer: str = ""
     principal: Principal | None = None

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import grpc
 from bulkhead.common.v1.access_pb2 import Access
+from google.protobuf.message import DecodeError
 
 from services.shared.errors import UnavailableError
 from services.shared.interceptors.call import Call, Interceptor
@@ -46,13 +47,13 @@ class Chain(grpc.aio.ServerInterceptor):
         if handler.unary_unary:
             return grpc.unary_unary_rpc_method_handler(
                 self._unary(method, access, handler.unary_unary),
-                handler.request_deserializer,
+                _lenient(handler.request_deserializer),
                 handler.response_serializer,
             )
         if handler.unary_stream:
             return grpc.unary_stream_rpc_method_handler(
                 self._stream(method, access, handler.unary_stream),
-                handler.request_deserializer,
+                _lenient(handler.request_deserializer),
                 handler.response_serializer,
             )
         raise TypeError(f"{method}: requests that stream are not served here")
@@ -120,6 +121,21 @@ def _member(tasks: set[asyncio.Task[Any]]) -> Iterator[None]:
         yield
     finally:
         tasks.discard(task)
+
+
+def _lenient(read: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """Returns a deserializer that answers None to what is no request.
+
+    What it raises grpc would tell the caller, who then learns of our insides and gets no reason.
+    """
+
+    def read_or_none(sent: bytes) -> Any:
+        try:
+            return read(sent)
+        except DecodeError:
+            return None
+
+    return read_or_none
 
 
 def _call(method: str, access: Access, request: Any, context: Any) -> Call:

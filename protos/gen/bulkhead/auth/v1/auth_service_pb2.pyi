@@ -407,7 +407,7 @@ class IssueSupportKeyRequest(_message.Message):
 
     @_builtins.property
     def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Empty: every read scope. `plan:write` opens ChangePlan. Never `keys:write`."""
+        """Empty: every read scope. `plan:write` opens ChangePlan; nothing else that writes can be had."""
 
     def __init__(
         self,
@@ -581,6 +581,7 @@ class RotateKeyResponse(_message.Message):
     SCOPES_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     OLD_KEY_EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    EFFECT_FIELD_NUMBER: _builtins.int
     key_id: _builtins.str
     """The new key."""
     key: _builtins.str
@@ -597,6 +598,10 @@ class RotateKeyResponse(_message.Message):
     def old_key_expire_time(self) -> _timestamp_pb2.Timestamp:
         """When the old key stops working, or stopped."""
 
+    @_builtins.property
+    def effect(self) -> Global___Effect:
+        """Since when every replica knows of the old key's end."""
+
     def __init__(
         self,
         *,
@@ -607,10 +612,11 @@ class RotateKeyResponse(_message.Message):
         scopes: _abc.Iterable[_builtins.str] | None = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         old_key_expire_time: _timestamp_pb2.Timestamp | None = ...,
+        effect: Global___Effect | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "old_key_expire_time", b"old_key_expire_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["effect", b"effect", "expire_time", b"expire_time", "old_key_expire_time", b"old_key_expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment_id", b"deployment_id", "expire_time", b"expire_time", "key", b"key", "key_id", b"key_id", "kind", b"kind", "old_key_expire_time", b"old_key_expire_time", "scopes", b"scopes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment_id", b"deployment_id", "effect", b"effect", "expire_time", b"expire_time", "key", b"key", "key_id", b"key_id", "kind", b"kind", "old_key_expire_time", b"old_key_expire_time", "scopes", b"scopes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1300,7 +1306,7 @@ class RecordAuditEventRequest(_message.Message):
     PEER_FIELD_NUMBER: _builtins.int
     RESOURCES_FIELD_NUMBER: _builtins.int
     method: _builtins.str
-    """Full name of the method, without the leading slash."""
+    """Full name of the method, without the leading slash; one of the calling service's own."""
     peer: _builtins.str
     """The service that the recorded call came from."""
     @_builtins.property

@@ -73,6 +73,11 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The key was revoked, has expired or was replaced before. FAILED_PRECONDITION.
     Example: RotateKey of a key that has a successor.
     """
+    ERROR_REASON_KEY_EXPIRES_SOONER: _ErrorReason.ValueType  # 34
+    """The presented key ends before the one that it is to replace, whose successor would end with it.
+    FAILED_PRECONDITION.
+    Example: RotateKey of a key without an end, with a key that ends tomorrow.
+    """
     ERROR_REASON_DEPENDENCY_UNAVAILABLE: _ErrorReason.ValueType  # 40
     """A service or store that is needed is away; nothing was done, or it is safe to repeat.
     UNAVAILABLE with RetryInfo.
@@ -139,6 +144,11 @@ ERROR_REASON_OPERATION_FAILED: ErrorReason.ValueType  # 32
 ERROR_REASON_KEY_ENDED: ErrorReason.ValueType  # 33
 """The key was revoked, has expired or was replaced before. FAILED_PRECONDITION.
 Example: RotateKey of a key that has a successor.
+"""
+ERROR_REASON_KEY_EXPIRES_SOONER: ErrorReason.ValueType  # 34
+"""The presented key ends before the one that it is to replace, whose successor would end with it.
+FAILED_PRECONDITION.
+Example: RotateKey of a key without an end, with a key that ends tomorrow.
 """
 ERROR_REASON_DEPENDENCY_UNAVAILABLE: ErrorReason.ValueType  # 40
 """A service or store that is needed is away; nothing was done, or it is safe to repeat.

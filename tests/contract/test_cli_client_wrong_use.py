@@ -1,0 +1,170 @@
+"""What the command line refuses by itself, and how it says what the API refused."""
+
+from pathlib import Path
+
+import pytest
+import typer
+from google.rpc.code_pb2 import Code
+
+from cli.refusal import Refusal
+from cli.wrong_use import refuse_keys
+from services.shared.errors import BulkheadError, InvalidFieldError, UnavailableError
+from services.shared.keyformat import new_key
+from services.shared.principal import KeyKind
+from tests.scripted_api import ScriptedApi, bulkhead
+
+SECRET = new_key(KeyKind.DEPLOYMENT)
+OTHER_PREFIX = new_key(KeyKind.TENANT, "acme")
+
+
+def unwrapped(text: str) -> str:
+    """Returns what is in the frame that errors are printed in, on one line."""
+    return " ".join(text.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("secret", [SECRET, OTHER_PREFIX, SECRET[:24], f"'{SECRET}'"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("key", "rotate", "KEY"),
+        ("key", "revoke", "KEY", "--json"),
+        ("key", "issue", "--deployment", "KEY"),
+        ("key", "issue", "--name", "in place of KEY"),
+        ("deployment", "get", "KEY"),
+        ("usage", "--deployment=KEY"),
+        ("audit", "list", "--by", "KEY"),
+        ("support-key", "issue", "--tenant", "ten_1", "--reason", "KEY does not work"),
+        ("key", "list", "KEY"),
+        ("KEY",),
+    ],
+)
+async def test_a_key_as_an_argument_is_refused_before_anything_is_sent_or_repeated(
+    api: ScriptedApi, arguments: tuple[str, ...], secret: str
+) -> None:
+    outcome = await bulkhead(api.port, *(part.replace("KEY", secret) for part in arguments))
+    assert (outcome.code, api.asked) == (2, [])
+    said = "that is a key itself, not its id: give its id, `key_…`, from `bulkhead key list`"
+    assert said in unwrapped(outcome.err)
+    told = outcome.err + outcome.out
+    assert secret.strip("'")[8:20] not in told.replace("\n", "")
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "key_0123456789abcdefghjkmnpqrs",
+        "dep_1d0000000000000000000000",
+        "my_1d_production",
+        "smcp_1t_",
+    ],
+)
+def test_what_is_no_key_is_let_through(argument: str) -> None:
+    refuse_keys(["key", "revoke", argument])
+
+
+@pytest.mark.parametrize("kind", KeyKind)
+def test_every_kind_of_key_is_refused(kind: KeyKind) -> None:
+    with pytest.raises(typer.BadParameter, match="not its id"):
+        refuse_keys([new_key(kind)])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("key", "rotate", "key_1", "--grace", "1w"),
+        ("audit", "verify", "--expect-head", "42"),
+        ("deployment", "get", SECRET),
+        ("key", "revoke"),
+    ],
+)
+async def test_wrong_use_is_told_to_scripts_too(
+    api: ScriptedApi, arguments: tuple[str, ...]
+) -> None:
+    outcome = await bulkhead(api.port, *arguments, "--json")
+    assert (outcome.code, api.asked) == (2, [])
+    error = outcome.json["error"]
+    assert (error["code"], error["reason"]) == ("INVALID_ARGUMENT", "WRONG_USE")
+    assert error["message"]
+
+
+@pytest.mark.parametrize("address", ["nonsense", "http://nonsense", "a b:1", "host:port", "h:1/x"])
+async def test_an_address_that_is_none_is_wrong_use(address: str) -> None:
+    outcome = await bulkhead(0, "tenant", "get", "--api", address)
+    assert outcome.code == 2
+    assert "is not HOST:PORT, as `bulkhead up` prints it" in unwrapped(outcome.err)
+
+
+async def test_a_host_that_does_not_exist_is_one_plain_line() -> None:
+    outcome = await bulkhead(0, "tenant", "get", "--api", "nonsense.invalid:80")
+    assert outcome.code == 1
+    assert outcome.err == (
+        "refused: UNAVAILABLE UNREACHABLE: nobody answers at nonsense.invalid:80; is the stack up?"
+        " try: bulkhead up\n"
+    )
+
+
+async def test_an_empty_key_file_is_said_to_be_empty(api: ScriptedApi, tmp_path: Path) -> None:
+    file = tmp_path / "k"
+    file.write_text("\n")
+    outcome = await bulkhead(api.port, "tenant", "get", "--key-file", str(file))
+    assert (outcome.code, api.asked) == (2, [])
+    assert "is empty" in unwrapped(outcome.err)
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "error", "line"),
+    [
+        (
+            "RotateKey",
+            ("key", "rotate", "key_1", "--grace", "8d"),
+            InvalidFieldError("grace_period", "must be 0 to 7 days"),
+            "refused: INVALID_ARGUMENT FIELD_INVALID: --grace: must be 0 to 7 days",
+        ),
+        (
+            "IssueSupportKey",
+            ("support-key", "issue", "--tenant", "ten_1", "--reason", "r", "--for", "2h"),
+            InvalidFieldError("lifetime", "must be a second to an hour"),
+            "refused: INVALID_ARGUMENT FIELD_INVALID: --for: must be a second to an hour",
+        ),
+        (
+            "GetUsage",
+            ("usage",),
+            InvalidFieldError("deployment_id", "is needed with a tenant's key"),
+            "refused: INVALID_ARGUMENT FIELD_INVALID: --deployment: is needed with a tenant's key",
+        ),
+        (
+            "GetDeployment",
+            ("deployment", "get"),
+            InvalidFieldError("deployment_id", "must not be empty"),
+            "refused: INVALID_ARGUMENT FIELD_INVALID: ID: must not be empty",
+        ),
+        (
+            "CreateDeployment",
+            ("deployment", "create", "notes", "--mcp"),
+            InvalidFieldError("mcp", "needs database"),
+            "refused: INVALID_ARGUMENT FIELD_INVALID: --mcp: needs database",
+        ),
+        (
+            "GetTenant",
+            ("tenant", "get"),
+            UnavailableError("away"),
+            "refused: UNAVAILABLE DEPENDENCY_UNAVAILABLE: away; try again in 1 s",
+        ),
+    ],
+)
+async def test_a_refusal_speaks_of_options_and_not_of_fields(
+    api: ScriptedApi, method: str, arguments: tuple[str, ...], error: BulkheadError, line: str
+) -> None:
+    api.answers[method] = error
+    outcome = await bulkhead(api.port, *arguments)
+    assert (outcome.code, outcome.err) == (1, f"{line}\n")
+
+
+def test_without_a_time_to_wait_an_unavailability_says_to_try_again() -> None:
+    away = Refusal(Code.Name(Code.UNAVAILABLE), "", "away")
+    assert away.line({}) == "refused: UNAVAILABLE: away; try again"
+
+
+def test_a_field_that_the_message_does_not_name_is_named_after_it() -> None:
+    refused = Refusal("INVALID_ARGUMENT", "", "that is too long", "reason")
+    assert refused.line({}) == "refused: INVALID_ARGUMENT: that is too long (--reason)"
