@@ -51,7 +51,7 @@ def issue(
             "--scope",
             metavar="SCOPE",
             help="What it may do; repeat for more: audit:read, deployments:read, "
-            "deployments:write, keys:read, tenants:read, usage:read, plan:write. Without it: "
+            "keys:read, tenants:read, usage:read, plan:write. Without it: "
             "everything that only reads.",
         ),
     ] = None,

@@ -137,10 +137,13 @@ class Mesh:
             metadata=bearer(customer.key),
         )
 
-    async def job_key(self, customer: Customer) -> str:
+    async def job_key(
+        self, customer: Customer, scopes: tuple[str, ...] = ("deployments:write", "tenants:write")
+    ) -> str:
         """Returns a new key with which a job of the provisioner acts for the customer."""
         job = await self.stub(AuthServiceStub, "auth", "provisioner").Delegate(
-            auth_pb2.DelegateRequest(purpose="a test"), metadata=bearer(customer.key)
+            auth_pb2.DelegateRequest(purpose="a test", scopes=scopes),
+            metadata=bearer(customer.key),
         )
         return str(job.key)
 

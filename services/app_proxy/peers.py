@@ -31,7 +31,7 @@ _ROLES = {
 class RatelimitLimits:
     """ratelimit, asked for each call; what is asked for at once travels as one batch.
 
-    Not out of leases: docs/decisions/0012-shards-and-leases.md says why.
+    Not out of leases: docs/decisions/0011-shards-and-leases.md says why.
     """
 
     def __init__(self, limits: CoalescedLimits) -> None:

@@ -22,6 +22,8 @@ TENANT_SCOPES = frozenset(
 DEPLOYMENT_SCOPES = frozenset({"db:write", "deployments:read", "usage:read"})
 # What a job may do, as far as the key that it was asked for with may.
 JOB_SCOPES = frozenset({"deployments:write", "tenants:write"})
+# A job that closes its tenant asks for more.
+USUAL_JOB_SCOPES = frozenset({"deployments:write"})
 
 _MOST_SHOWN = 40
 
@@ -182,6 +184,20 @@ def key_ended() -> FailedPreconditionError:
     return FailedPreconditionError(
         "the key is revoked, expired or replaced already", Reason.KEY_ENDED
     )
+
+
+def job_scopes(asked: Iterable[str], issuer: Principal) -> frozenset[str]:
+    """Returns the scopes of a job's key; none asked for: those to make and end deployments.
+
+    Raises:
+        InvalidFieldError: a scope that no job can have.
+        PermissionDeniedError: a scope that the issuer does not hold itself.
+    """
+    scopes = frozenset(asked) or USUAL_JOB_SCOPES
+    if not scopes <= JOB_SCOPES:
+        raise InvalidFieldError("scopes", f"must be of: {', '.join(sorted(JOB_SCOPES))}")
+    check_held(scopes, issuer)
+    return scopes
 
 
 def granted_scopes(kind: KeyKind, asked: Iterable[str], issuer: Principal) -> frozenset[str]:

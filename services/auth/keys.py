@@ -5,13 +5,13 @@ from datetime import datetime, timedelta
 
 from services.auth import deployment_store, pepper_store, resolution_store, store
 from services.auth.domain import (
-    JOB_SCOPES,
     OPERATOR_SCOPES,
     IssuedKey,
     Key,
     NewKey,
     earliest,
     granted_scopes,
+    job_scopes,
 )
 from services.auth.minting import Mint, write_key
 from services.auth.pepper import Keyring
@@ -80,12 +80,19 @@ class Keys:
                 await deployment_store.lock_deployment(connection, issuer.tenant, deployment_id)
             return await write_key(connection, issuer.tenant, issued, key)
 
-    async def delegate(self, issuer: Principal, peer: str, purpose: str) -> IssuedKey:
-        """Returns a key with which a job of `peer` acts for the issuer's tenant."""
+    async def delegate(
+        self, issuer: Principal, peer: str, purpose: str, scopes: Sequence[str] = ()
+    ) -> IssuedKey:
+        """Returns a key with which a job of `peer` acts for the issuer's tenant.
+
+        Raises:
+            InvalidFieldError: a scope that no job can have.
+            PermissionDeniedError: a scope that the issuer does not hold itself.
+        """
         issued, key = self._mint.key(
             KeyKind.JOB,
             None,
-            frozenset(scope for scope in JOB_SCOPES if issuer.permits(scope)),
+            job_scopes(scopes, issuer),
             issuer.key_id,
             f"job/{random_text()}",
             purpose,

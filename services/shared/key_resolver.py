@@ -1,6 +1,6 @@
 """Whose a key is: asked of auth, remembered, and trusted only under a lease (P-37).
 
-docs/decisions/0010-leases-of-trust.md says why the rules are these, and what they promise.
+docs/decisions/0009-leases-of-trust.md says why the rules are these, and what they promise.
 """
 
 import asyncio

@@ -1,6 +1,7 @@
 """The plan and the end of a tenant over the wire."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from bulkhead.auth.v1 import auth_service_pb2 as pb2
@@ -155,9 +156,14 @@ async def test_closing_again_with_the_jobs_key_gives_another(
 async def test_only_who_may_close_a_tenant_does(mesh: Mesh, provisioner: AuthServiceStub) -> None:
     customer = await mesh.customer()
     narrow = await mesh.key(customer, scopes=("deployments:write",))
+    # Whoever may close the tenant has to say that its job is to.
     job = await provisioner.Delegate(
-        pb2.DelegateRequest(purpose="create"), metadata=bearer(narrow.key)
+        pb2.DelegateRequest(purpose="create"), metadata=bearer(customer.key)
     )
+    with expect_refused("PERMISSION_DENIED", "SCOPE_MISSING"):
+        await mesh.job_key(replace(customer, key=narrow.key))
+    with expect_refused("INVALID_ARGUMENT", "FIELD_INVALID", field="scopes"):
+        await mesh.job_key(customer, ("keys:write",))
     refused = (
         (customer.key, "KEY_KIND_REFUSED"),
         (narrow.key, "KEY_KIND_REFUSED"),

@@ -246,23 +246,23 @@ async def test_an_empty_log_is_whole(api: ScriptedApi) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("", "the file holds no event"),
-        ("not json\n", "line 1: not an audit event"),
-        ("{}\n", "line 1: not an audit event"),
-        ("EVENT\n[]\n", "line 2: not an audit event"),
-        ("EVENT\n\nEVENT\n", "line 2: not an audit event"),
-        ("EVENT\n" + '{"event_id":"aud_0', "line 2: not an audit event, or only a part of one"),
-        ("EVENT\n\xff\n", "line 2: not an audit event"),
-        ("[" * 100_000, "line 1: not an audit event"),
-        ('{"colour": "red"}\n', "line 1: not an audit event"),
-        ('{"sequence": 1, "peer": "\\ud800"}\n', "line 1: not an audit event"),
+        (b"", "the file holds no event"),
+        (b"not json\n", "line 1: not an audit event"),
+        (b"{}\n", "line 1: not an audit event"),
+        (b"EVENT\n[]\n", "line 2: not an audit event"),
+        (b"EVENT\n\nEVENT\n", "line 2: not an audit event"),
+        (b'EVENT\n{"event_id":"aud_0', "line 2: not an audit event, or only a part of one"),
+        (b"EVENT\n\xff\n", "line 2: not an audit event"),
+        (b"[" * 100_000, "line 1: not an audit event"),
+        (b'{"colour": "red"}\n', "line 1: not an audit event"),
+        (b'{"sequence": 1, "peer": "\\ud800"}\n', "line 1: not an audit event"),
     ],
 )
 async def test_a_file_that_is_no_export_is_found_out(
-    tmp_path: Path, content: str, said: str
+    tmp_path: Path, content: bytes, said: str
 ) -> None:
     export = tmp_path / "x"
-    export.write_bytes(content.replace("EVENT", line(chain(1)[0])).encode("latin-1", "replace"))
+    export.write_bytes(content.replace(b"EVENT", line(chain(1)[0]).encode()))
     outcome = await bulkhead(0, "audit", "verify", "--file", str(export), **NOBODY)
     assert (outcome.code, outcome.err) == (1, "")
     assert outcome.out.startswith("this file is not a whole export of a log; problems: 1\n- ")

@@ -147,7 +147,7 @@ async def test_a_key_without_the_scope_does_not_open_it(
     other = next(scope for scope in others if not permits([scope], method.access.scope))
     narrow = (await mesh.key(victim.customer, scopes=(other,))).key
     if list(method.access.keys) == [access_pb2.KEY_KIND_JOB]:
-        narrow = await mesh.job_key(replace(victim.customer, key=narrow))
+        narrow = await mesh.job_key(replace(victim.customer, key=narrow), (other,))
     answer = await refusal(call(mesh, method, method.request(), narrow))
     assert answer[:2] == ("PERMISSION_DENIED", "SCOPE_MISSING")
 

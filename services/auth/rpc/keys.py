@@ -109,7 +109,10 @@ class KeysRpc(Part):
     async def Delegate(self, request: pb2.DelegateRequest, context: Any) -> pb2.DelegateResponse:
         caller = current_caller()
         issued = await self._service.keys.delegate(
-            current_principal(), caller.peer, text("purpose", request.purpose, most=MOST_NAME)
+            current_principal(),
+            caller.peer,
+            text("purpose", request.purpose, most=MOST_NAME),
+            request.scopes,
         )
         return pb2.DelegateResponse(
             key_id=issued.key_id, key=issued.key, expire_time=timestamp_if(issued.expires_at)
