@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from cli import client, stack
+from cli.wrong_use import Commands
 
 _PACKAGE = "bulkhead"
 
@@ -14,6 +15,7 @@ def build() -> typer.Typer:
     """Returns the whole command line."""
     app = typer.Typer(
         name="bulkhead",
+        cls=Commands,
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,

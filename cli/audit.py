@@ -1,6 +1,8 @@
 """The commands `bulkhead audit …`."""
 
+import shlex
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated
 
 import typer
@@ -14,11 +16,15 @@ from cli.paging import show_list
 from cli.rendering import table, time_text
 from cli.session import Connection, Session, run
 
+_PACKAGE = "bulkhead."
+# What refusals call the filter by key, which other commands call otherwise.
+_BY = MappingProxyType({"key_id": "--by"})
+
 _LIST_EXAMPLE = """Examples:
 
 bulkhead audit list --limit 20
 
-bulkhead audit list --method bulkhead.auth.v1.AuthService/RevokeKey --since 7d
+bulkhead audit list --method auth.v1.AuthService/RevokeKey --since 7d
 
 bulkhead audit list --about key_… --json | jq '.events[].key_id'"""
 _EXPORT_EXAMPLE = """Examples:
@@ -37,7 +43,8 @@ Method = Annotated[
     typer.Option(
         "--method",
         metavar="NAME",
-        help="Only calls of this method: bulkhead.auth.v1.AuthService/IssueKey.",
+        help="Only calls of this method: auth.v1.AuthService/IssueKey, as `audit list` prints it, "
+        "or with bulkhead. before it.",
     ),
 ]
 ByKey = Annotated[
@@ -74,15 +81,19 @@ def list_all(
 ) -> None:
     """List who did what to the tenant, newest first."""
     request = _request(method, by, about, since, until)
+    asked = _asked(method, by, about, since, until)
+
+    def text(events: list[pb.AuditEvent]) -> str:
+        return _listed(events) if events else f"no events match {asked}" if asked else "no events"
 
     async def command(session: Session) -> None:
         async def ask(size: int, token: str) -> pb.ListAuditEventsResponse:
             request.page_size, request.page_token = size, token
             return await session.auth.ListAuditEvents(request)
 
-        await show_list(session, "events", ask, limit, _listed)
+        await show_list(session, "events", ask, limit, text, also=("head_sequence", "head_hash"))
 
-    run(Connection(api, key_file, timeout, as_json), command)
+    run(Connection(api, key_file, timeout, as_json), command, _BY)
 
 
 def export(
@@ -107,9 +118,10 @@ def export(
     """Write the log as JSON lines, one event a line, oldest first.
 
     An export without filters is the whole chain: keep it, and `audit verify --file` checks it
-    without asking anybody.
+    without asking anybody. One with filters cannot be verified, and no head is printed for it.
     """
     request = _request(method, by, about, since, until)
+    filtered = bool(_asked(method, by, about, since, until))
 
     async def command(session: Session) -> None:
         async with whole_log(session, request) as log:
@@ -118,15 +130,19 @@ def export(
                     print(line(event))
                 return
             write_lines(log, output)
-            shown = {"output": str(output), "events": log.events, "head": str(log.head)}
-            session.show(shown, f"{log.events:,} events in {output}; head {log.head}")
+            shown = {"output": str(output), "events": log.events}
+            text = f"{log.events:,} events in {output}"
+            if filtered:
+                session.show(shown, f"{text}; not the whole log, so that it cannot be verified")
+            else:
+                session.show({**shown, "head": str(log.head)}, f"{text}; head {log.head}")
 
-    run(Connection(api, key_file, timeout, as_json), command)
+    run(Connection(api, key_file, timeout, as_json), command, _BY)
 
 
 def _request(method: str, by: str, about: str, since: str, until: str) -> pb.ListAuditEventsRequest:
     return pb.ListAuditEventsRequest(
-        method=method,
+        method=_full(method),
         key_id=by,
         resource_id=about,
         start_time=past(since) if since else None,
@@ -134,9 +150,24 @@ def _request(method: str, by: str, about: str, since: str, until: str) -> pb.Lis
     )
 
 
+def _full(method: str) -> str:
+    """Returns the method's name with the package that lists leave out."""
+    return method if "/" not in method or method.startswith(_PACKAGE) else f"{_PACKAGE}{method}"
+
+
+def _asked(method: str, by: str, about: str, since: str, until: str) -> str:
+    """Returns the filters as they were written; empty when there were none."""
+    filters = {
+        "--method": method,
+        "--by": by,
+        "--about": about,
+        "--since": since,
+        "--until": until,
+    }
+    return " ".join(f"{name} {shlex.quote(value)}" for name, value in filters.items() if value)
+
+
 def _listed(events: list[pb.AuditEvent]) -> str:
-    if not events:
-        return "no events"
     header = ("no.", "time", "method", "key id", "from", "about", "reason", "trace")
     return table(header, [_row(event) for event in events])
 
@@ -146,7 +177,7 @@ def _row(event: pb.AuditEvent) -> tuple[str, ...]:
     return (
         str(event.sequence),
         time_text(event.time),
-        event.method.removeprefix("bulkhead."),
+        event.method.removeprefix(_PACKAGE),
         event.key_id,
         event.peer,
         about or "-",

@@ -12,7 +12,7 @@ import typer
 from bulkhead.auth.v1 import auth_service_pb2 as pb
 from google.protobuf.json_format import ParseDict, ParseError
 
-from cli.chain import Head
+from cli.chain import Head, NotAnEventError
 from cli.paging import MOST_PER_PAGE
 from cli.rendering import document
 from cli.session import Session
@@ -96,23 +96,25 @@ def read_lines(export: Path, tell: Callable[[str], None]) -> Iterator[pb.AuditEv
     """Yields the events of an export, in its order.
 
     Raises:
-        typer.BadParameter: it cannot be read, or a line of it is not an event.
+        typer.BadParameter: it cannot be read.
+        NotAnEventError: a line of it is not an event.
     """
-    number = 0
     try:
-        with export.open(encoding="utf-8") as file:
-            for number, text in enumerate(file, start=1):
-                yield _event(text)
+        with export.open("rb") as file:
+            for number, raw in enumerate(file, start=1):
+                yield _event(raw, number)
                 if number % (10 * MOST_PER_PAGE) == 0:
                     tell(f"… {number:,} events")
     except OSError as error:
         raise typer.BadParameter(f"cannot read {export}: {error.strerror}") from error
-    except (ValueError, ParseError) as error:
-        raise typer.BadParameter(f"{export}, line {number}: not an audit event") from error
 
 
-def _event(text: str) -> pb.AuditEvent:
-    parsed = json.loads(text)
-    if not isinstance(parsed, dict):
-        raise ValueError(text)  # noqa: TRY004 one answer for every line that is not an event
-    return ParseDict(parsed, pb.AuditEvent())
+def _event(raw: bytes, number: int) -> pb.AuditEvent:
+    try:
+        parsed = json.loads(raw.decode())
+        event = ParseDict(parsed, pb.AuditEvent()) if isinstance(parsed, dict) else None
+    except (ValueError, ParseError, RecursionError) as error:
+        raise NotAnEventError(number) from error
+    if event is None or not event.sequence:
+        raise NotAnEventError(number)
+    return event

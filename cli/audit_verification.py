@@ -1,6 +1,7 @@
 """The command `bulkhead audit verify`."""
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,12 +9,16 @@ import typer
 from bulkhead.auth.v1 import auth_service_pb2 as pb
 
 from cli.audit_log import read_lines, whole_log
-from cli.chain import ChainCheck, Head, Problem
+from cli.chain import ChainCheck, Fault, Head, Problem
 from cli.options import CALL_SECONDS, Api, Json, KeyFile, Timeout
 from cli.rendering import as_json as to_json
 from cli.session import REFUSED, Connection, Session, run
 
 _MOST_TOLD = 20
+# What filters leave out looks like this.
+_GAPS = frozenset({Fault.MISSING, Fault.TRUNCATED})
+# What may be wrong with a file while nobody touched the log.
+_OF_THE_FILE = _GAPS | {Fault.EMPTY, Fault.UNREADABLE}
 
 
 def verify(
@@ -47,14 +52,14 @@ def verify(
     """
     expected = tuple(map(_head, expect_head or ()))
     if file is not None:
-        check = ChainCheck(expected).take_all(read_lines(file, _tell))
-        _conclude(check, json=as_json)
+        check = ChainCheck(expected).take_export(read_lines(file, _tell))
+        _conclude(check, Verified(expected, of_file=True), json=as_json)
         return
 
     async def command(session: Session) -> None:
         async with whole_log(session, pb.ListAuditEventsRequest()) as log:
             check = ChainCheck((*expected, log.head)).take_all(log)
-        _conclude(check, json=as_json)
+        _conclude(check, Verified(expected, of_file=False), json=as_json)
 
     run(Connection(api, key_file, timeout, as_json), command)
 
@@ -70,22 +75,35 @@ def _tell(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def _conclude(check: ChainCheck, *, json: bool) -> None:
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What was asked: whether heads that were kept are in the log, and in which."""
+
+    heads: tuple[Head, ...]
+    of_file: bool
+
+    def confirmed(self, check: ChainCheck) -> list[str]:
+        """Returns the heads up to which the log is whole, and still the same."""
+        return [str(head) for head in self.heads if head in check.confirmed]
+
+
+def _conclude(check: ChainCheck, asked: Verified, *, json: bool) -> None:
     """Prints the verdict.
 
     Raises:
         typer.Exit: 1 when something is wrong.
     """
-    print(to_json(_document(check)) if json else _text(check))
+    print(to_json(_document(check, asked)) if json else _text(check, asked))
     if check.problems:
         raise typer.Exit(REFUSED)
 
 
-def _document(check: ChainCheck) -> dict[str, Any]:
+def _document(check: ChainCheck, asked: Verified) -> dict[str, Any]:
     return {
         "valid": not check.problems,
         "events": check.events,
         "head": str(check.last),
+        "confirmed_heads": asked.confirmed(check),
         "problems": [_problem(problem) for problem in check.problems],
     }
 
@@ -99,18 +117,39 @@ def _problem(problem: Problem) -> dict[str, Any]:
     }
 
 
-def _text(check: ChainCheck) -> str:
-    if not check.problems:
-        return (
-            f"{check.events:,} events, each in its place and unchanged\nhead {check.last}\n"
-            "Keep the head where nobody can change it; later, --expect-head checks against it."
-        )
+def _text(check: ChainCheck, asked: Verified) -> str:
+    confirmed = [
+        f"expected {head}: found, all before it unchanged" for head in asked.confirmed(check)
+    ]
+    if check.problems:
+        return "\n".join([*_wrong(check, asked), *confirmed])
+    return "\n".join(
+        [
+            f"{check.events:,} events, each in its place and unchanged",
+            f"head {check.last}",
+            *confirmed,
+            "Keep the head where nobody can change it; later, --expect-head checks against it.",
+        ]
+    )
+
+
+def _wrong(check: ChainCheck, asked: Verified) -> list[str]:
     told = [_told(problem) for problem in check.problems[:_MOST_TOLD]]
     more = len(check.problems) - len(told)
     rest = [f"and {more:,} more; --json has them all"] if more else []
-    return "\n".join(
-        [f"the log is not what was recorded; problems: {len(check.problems):,}", *told, *rest]
-    )
+    return [f"{_verdict(check, asked)}; problems: {len(check.problems):,}", *told, *rest]
+
+
+def _verdict(check: ChainCheck, asked: Verified) -> str:
+    faults = {problem.fault for problem in check.problems}
+    if not asked.of_file or not faults <= _OF_THE_FILE:
+        return "the log is not what was recorded"
+    if faults <= _GAPS:
+        return (
+            "events are missing: the file was exported with filters, and cannot be verified, or"
+            " the log is not what was recorded"
+        )
+    return "this file is not a whole export of a log"
 
 
 def _told(problem: Problem) -> str:

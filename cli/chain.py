@@ -14,6 +14,14 @@ _LENGTH_BYTES = 4
 _HEAD = re.compile(r"(\d{1,18}):([0-9a-fA-F]{64})")
 
 
+class NotAnEventError(Exception):
+    """A line of an export that is no event, or only a part of one."""
+
+    def __init__(self, line: int) -> None:
+        super().__init__(f"line {line}: not an audit event, or only a part of one")
+        self.line = line
+
+
 class Fault(StrEnum):
     """What can be wrong with an event, or with the log's end."""
 
@@ -23,6 +31,9 @@ class Fault(StrEnum):
     UNLINKED = "unlinked"
     TRUNCATED = "truncated"
     OTHER_HEAD = "other_head"
+    # Of an export.
+    EMPTY = "empty"
+    UNREADABLE = "unreadable"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +101,8 @@ class ChainCheck:
     events: int = 0
     problems: list[Problem] = field(default_factory=list)
     last: Head = field(default_factory=Head)
+    # Expected heads up to which nothing is wrong.
+    confirmed: set[Head] = field(default_factory=set)
 
     def take(self, event: pb.AuditEvent) -> None:
         """Checks one event: against itself, the event before it and the heads that are known."""
@@ -97,12 +110,25 @@ class ChainCheck:
         for fault, message in self._faults(event):
             self.problems.append(Problem(event.sequence, event.event_id, fault, message))
         self.last = Head(event.sequence, event.hash)
+        if not self.problems and self.last in self.expected:
+            self.confirmed.add(self.last)
 
     def take_all(self, events: Iterable[pb.AuditEvent]) -> "ChainCheck":
         """Checks all events and the end; returns itself."""
         for event in events:
             self.take(event)
         self._check_end()
+        return self
+
+    def take_export(self, events: Iterable[pb.AuditEvent]) -> "ChainCheck":
+        """Checks a file of events up to the first line that is none; returns itself."""
+        try:
+            self.take_all(events)
+        except NotAnEventError as error:
+            self.problems.append(Problem(0, "", Fault.UNREADABLE, str(error)))
+        else:
+            if self.events == 0:
+                self.problems.append(Problem(0, "", Fault.EMPTY, "the file holds no event"))
         return self
 
     def _faults(self, event: pb.AuditEvent) -> Iterator[tuple[Fault, str]]:
@@ -124,6 +150,9 @@ class ChainCheck:
             if head.sequence > self.last.sequence:
                 message = f"{_range(self.last.sequence + 1, head.sequence)} missing at the end"
                 self.problems.append(Problem(head.sequence, "", Fault.TRUNCATED, message))
+            elif head.sequence == 0 and head != Head():
+                message = "no log begins with the hash that was given for 0"
+                self.problems.append(Problem(0, "", Fault.OTHER_HEAD, message))
 
 
 def _range(first: int, last: int) -> str:

@@ -23,7 +23,7 @@ TOUR = """A first day with it:
 
 8. bulkhead key rotate key_… — a new key in its place; the old one works for another day
 
-9. bulkhead audit verify — proves that nobody changed the record of all this
+9. bulkhead audit verify — recomputes the hash of every event of all this, and looks for gaps
 
 Exit codes: 0 done, 1 refused (the reason is on stderr), 2 wrong use."""
 

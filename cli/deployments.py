@@ -2,6 +2,7 @@
 
 import uuid
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import typer
@@ -35,6 +36,10 @@ OwnDeploymentId = Annotated[
         show_default=False,
     ),
 ]
+
+
+# What refusals call what these commands take by its place.
+_BY_PLACE = MappingProxyType({"deployment_id": "ID"})
 
 
 class Role(StrEnum):
@@ -134,7 +139,7 @@ def get(
         deployment = await _deployment(session, deployment_id)
         session.show(document(deployment), _shown(deployment))
 
-    run(Connection(api, key_file, timeout, as_json), command)
+    run(Connection(api, key_file, timeout, as_json), command, _BY_PLACE)
 
 
 def connection(
@@ -160,7 +165,7 @@ def connection(
         answer = await session.provisioner.GetDatabaseConnection(request)
         session.show(document(answer), answer.uri)
 
-    run(Connection(api, key_file, timeout, as_json), command)
+    run(Connection(api, key_file, timeout, as_json), command, _BY_PLACE)
 
 
 def delete(
@@ -186,7 +191,7 @@ def delete(
         shown = _with_operation({"deployment_id": operation.deployment_id}, operation)
         session.show(shown, f"{operation.deployment_id} {done}")
 
-    run(Connection(api, key_file, timeout, as_json), command)
+    run(Connection(api, key_file, timeout, as_json), command, _BY_PLACE)
 
 
 async def _deployment(session: Session, deployment_id: str) -> pb.Deployment:

@@ -6,12 +6,14 @@ from typing import Annotated
 import typer
 from bulkhead.auth.v1 import auth_service_pb2 as pb
 from bulkhead.common.v1 import access_pb2
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from cli.effect import effect_lines
+from cli.key_table import key_table
 from cli.moments import duration, future
 from cli.options import CALL_SECONDS, Api, Json, KeyFile, Limit, RequestId, Timeout
 from cli.paging import show_list
-from cli.rendering import document, enum_text, fields, table, time_text
+from cli.rendering import document, enum_text, fields, time_text
 from cli.session import Connection, Session, run
 
 _ISSUE_EXAMPLE = """Examples:
@@ -32,19 +34,6 @@ _LIST_EXAMPLE = """Examples:
 bulkhead key list --deployment dep_…
 
 bulkhead key list --json | jq '.keys[] | select(.support_reason != "")'"""
-_COLUMNS = (
-    "key id",
-    "kind",
-    "deployment",
-    "hint",
-    "scopes",
-    "created",
-    "last used",
-    "expires",
-    "revoked",
-    "successor",
-    "name",
-)
 
 
 def register(app: typer.Typer) -> None:
@@ -135,9 +124,11 @@ def rotate(
 
     async def command(session: Session) -> None:
         key = await session.auth.RotateKey(request)
-        session.show(document(key), _rotated(key_id, key))
+        at_once = not request.grace_period.ToTimedelta()
+        session.show(document(key), (_replaced if at_once else _rotated)(key_id, key))
         session.tell("Keep the key now: it is not shown again.")
-        session.tell(f"To end the old key before its time: bulkhead key revoke {key_id}")
+        if not at_once:
+            session.tell(f"To end the old key before its time: bulkhead key revoke {key_id}")
 
     run(Connection(api, key_file, timeout, as_json), command)
 
@@ -155,6 +146,7 @@ def list_all(
     """List keys, newest first, by their ids: the keys themselves are nowhere kept.
 
     Keys with a support reason were made by the operator; they can be revoked like any other.
+    What a terminal has no room for is shortened or left out; --json has all of it.
     """
     request = pb.ListKeysRequest(deployment_id=deployment)
 
@@ -163,7 +155,7 @@ def list_all(
             request.page_size, request.page_token = size, token
             return await session.auth.ListKeys(request)
 
-        await show_list(session, "keys", ask, limit, _listed)
+        await show_list(session, "keys", ask, limit, key_table)
 
     run(Connection(api, key_file, timeout, as_json), command)
 
@@ -184,8 +176,8 @@ def revoke(
 
     async def command(session: Session) -> None:
         answer = await session.auth.RevokeKey(pb.RevokeKeyRequest(key_id=key_id))
-        text = f"{answer.key_id} is revoked since {time_text(answer.revoke_time)}"
-        session.show(document(answer), "\n".join([text, *effect_lines(answer.effect)]))
+        text = _revoked(answer.key_id, answer.revoke_time, answer.effect)
+        session.show(document(answer), text)
 
     run(Connection(api, key_file, timeout, as_json), command)
 
@@ -209,30 +201,13 @@ def _rotated(old_key_id: str, key: pb.RotateKeyResponse) -> str:
     return _issued(key, **{"old key": f"{old_key_id} works until {ends}"})
 
 
-def _listed(keys: list[pb.Key]) -> str:
-    if not keys:
-        return "no keys"
-    return table(_COLUMNS, [_row(key) for key in keys])
+def _replaced(old_key_id: str, key: pb.RotateKeyResponse) -> str:
+    shown = _issued(key)
+    return "\n".join([shown, _revoked(old_key_id, key.old_key_expire_time, key.effect)])
 
 
-def _row(key: pb.Key) -> tuple[str, ...]:
-    return (
-        key.key_id,
-        _kind(key.kind),
-        key.deployment_id or "-",
-        key.hint,
-        ",".join(key.scopes),
-        time_text(key.create_time),
-        _when(key, "last_use_time"),
-        _when(key, "expire_time"),
-        _when(key, "revoke_time"),
-        key.successor_key_id or "-",
-        f"support: {key.support_reason}" if key.support_reason else key.name,
-    )
-
-
-def _when(key: pb.Key, field: str) -> str:
-    return time_text(getattr(key, field)) if key.HasField(field) else "-"  # type: ignore[arg-type]
+def _revoked(key_id: str, at: Timestamp, effect: pb.Effect) -> str:
+    return "\n".join([f"{key_id} is revoked since {time_text(at)}", *effect_lines(effect)])
 
 
 def _kind(kind: access_pb2.KeyKind.ValueType) -> str:

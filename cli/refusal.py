@@ -1,5 +1,6 @@
 """Why a call was refused, and how that is told."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -7,8 +8,34 @@ import grpc
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+_NOBODY = "UNREACHABLE"
 # How grpc says that nobody answered at the address at all.
-_UNREACHABLE = ("failed to connect", "connection refused", "dns resolution failed")
+_UNREACHABLE = (
+    "failed to connect",
+    "connection refused",
+    "dns resolution failed",
+    "errors resolving",
+)
+# What a field of the contract is called on the command line; a command may call it otherwise.
+_OPTIONS = {
+    "database": "--database",
+    "deployment_id": "--deployment",
+    "end_time": "--until",
+    "expire_time": "--expires",
+    "grace_period": "--grace",
+    "key_id": "KEY_ID",
+    "lifetime": "--for",
+    "mcp": "--mcp",
+    "page_size": "--limit",
+    "plan": "--plan",
+    "reason": "--reason",
+    "request_id": "--request-id",
+    "resource_id": "--about",
+    "role": "--role",
+    "scopes": "--scope",
+    "start_time": "--since",
+    "tenant_id": "--tenant",
+}
 
 
 @dataclass(eq=False)
@@ -22,18 +49,28 @@ class Refusal(Exception):  # noqa: N818 it is what the exit code 1 means, not a 
     retry_after_seconds: float | None = None
     metadata: dict[str, str] = field(default_factory=dict)
 
-    @property
-    def line(self) -> str:
-        """One line for people."""
+    def line(self, options: Mapping[str, str]) -> str:
+        """Returns one line for people.
+
+        Args:
+            options: what this command calls fields of the contract, where it differs from others.
+        """
         head = " ".join(part for part in ("refused:", self.code, self.reason) if part)
-        where = (
-            f" (field {self.field_name})"
-            if self.field_name and self.field_name not in self.message
-            else ""
-        )
-        wait = self.retry_after_seconds
-        again = f"; try again in {wait:.3g} s" if wait is not None else ""
-        return f"{head}: {self.message}{where}{again}"
+        return f"{head}: {self._message({**_OPTIONS, **options})}{self._again()}"
+
+    def _message(self, options: Mapping[str, str]) -> str:
+        if not self.field_name:
+            return self.message
+        option = options.get(self.field_name, self.field_name)
+        about, separator, what = self.message.partition(": ")
+        if separator and about == self.field_name:
+            return f"{option}: {what}"
+        return self.message if option in self.message else f"{self.message} ({option})"
+
+    def _again(self) -> str:
+        if self.retry_after_seconds is not None:
+            return f"; try again in {self.retry_after_seconds:.3g} s"
+        return "; try again" if self.code == "UNAVAILABLE" and self.reason != _NOBODY else ""
 
     @property
     def document(self) -> dict[str, Any]:
@@ -57,7 +94,7 @@ def refusal_of(error: grpc.aio.AioRpcError, target: str) -> Refusal:
     code, details = error.code().name, error.details() or ""
     if any(sign in details.lower() for sign in _UNREACHABLE):
         message = f"nobody answers at {target}; is the stack up? try: bulkhead up"
-        return Refusal(code, "UNREACHABLE", message)
+        return Refusal(code, _NOBODY, message)
     info, retry, bad = (
         error_details_pb2.ErrorInfo(),
         error_details_pb2.RetryInfo(),

@@ -72,6 +72,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(_line(line, widths) for line in lines)
 
 
+def table_width(header: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
+    """Returns how many columns of a terminal the table takes."""
+    return max(cell_len(line) for line in table(header, rows).splitlines())
+
+
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
     padded = (
         cell + " " * (width - cell_len(cell)) for cell, width in zip(cells, widths, strict=True)
@@ -82,6 +87,11 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
 def time_text(time: Timestamp) -> str:
     """Returns the time in UTC to the second, as `2026-11-22 12:00:00Z`."""
     return time.ToDatetime().strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+def minute_text(time: Timestamp) -> str:
+    """Returns the time in UTC to the minute, as `2026-11-22 12:00Z`."""
+    return time.ToDatetime().strftime("%Y-%m-%d %H:%MZ")
 
 
 def enum_text(name: str, prefix: str) -> str:

@@ -3,11 +3,13 @@
 import asyncio
 import json
 import os
+import re
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import grpc
@@ -22,6 +24,8 @@ from cli.rendering import as_json
 
 REFUSED = 1
 _PLAINTEXT, _TLS = "http://", "https://"
+_HOST_AND_PORT = re.compile(r"[^\s/]+:\d{1,5}")
+_AS_OTHERS: Mapping[str, str] = MappingProxyType({})
 # What the commands call is safe to repeat: creates carry a request_id.
 _SERVICE_CONFIG = json.dumps(
     {
@@ -69,8 +73,17 @@ class Session:
         print(text, file=sys.stderr)
 
 
-def run(connection: Connection, command: Callable[[Session], Awaitable[None]]) -> None:
+def run(
+    connection: Connection,
+    command: Callable[[Session], Awaitable[None]],
+    options: Mapping[str, str] = _AS_OTHERS,
+) -> None:
     """Runs the command.
+
+    Args:
+        connection: where, as whom and how to print.
+        command: what to do.
+        options: what the command calls fields of the contract, where it differs from others.
 
     Raises:
         typer.BadParameter: no address, or no key (exit code 2).
@@ -82,7 +95,7 @@ def run(connection: Connection, command: Callable[[Session], Awaitable[None]]) -
     except Refusal as refusal:
         if connection.json:
             print(as_json(refusal.document))
-        print(refusal.line, file=sys.stderr)
+        print(refusal.line(options), file=sys.stderr)
         raise typer.Exit(REFUSED) from None
 
 
@@ -163,12 +176,18 @@ def _target(api: str) -> str:
         raise typer.BadParameter(
             "say where the API is: set BULKHEAD_API or --api to what `bulkhead up` printed"
         )
+    if not api.startswith(_TLS) and _HOST_AND_PORT.fullmatch(target) is None:
+        raise typer.BadParameter(
+            "BULKHEAD_API or --api is not HOST:PORT, as `bulkhead up` prints it"
+        )
     return target
 
 
 def _key(file: Path | None) -> str:
     key = _file_text(file) if file is not None else os.environ.get("BULKHEAD_KEY", "")
     key = key.strip()
+    if not key and file is not None:
+        raise typer.BadParameter(f"the key file {file} is empty")
     if not key:
         raise typer.BadParameter("present a key: set BULKHEAD_KEY or --key-file")
     if not key.isascii() or not key.isprintable() or " " in key:
