@@ -55,11 +55,16 @@ def up(state: Path, options: Options, *, detach: bool, as_json: bool) -> None:
 def down(state: Path, *, purge: bool, as_json: bool) -> None:
     """Ends the stack."""
     layout = Layout.of(state)
+    existed = layout.exists()
     ran = _run(control.stop(layout, purge=purge))
     if as_json:
-        print(json_text({"state": str(layout.state), "stopped": ran, "purged": purge}))
+        purged = purge and existed
+        print(json_text({"state": str(layout.state), "stopped": ran, "purged": purged}))
+    elif not existed:
+        tell(f"there is no stack in {layout.state}")
     else:
-        tell(f"stopped the stack in {layout.state}" if ran else f"nothing ran in {layout.state}")
+        did = "stopped the stack" if ran else "nothing ran"
+        tell(f"{did} in {layout.state}{'; removed it with all data' if purge else ''}")
 
 
 def status(state: Path, *, as_json: bool) -> None:

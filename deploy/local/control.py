@@ -12,7 +12,7 @@ from time import monotonic
 from deploy.local import postgres
 from deploy.local.layout import Layout
 from deploy.local.probes import POSTGRES, probes
-from deploy.local.processes import Alive, open_log, rotate, tail
+from deploy.local.processes import Alive, length, open_log, rotate, tail
 from deploy.local.record import Record, RecordedProcess, leftovers, read_record
 from deploy.local.servers import DeploymentServer, deployment_servers, stop_deployment_servers
 from deploy.local.stack import START_SECONDS, Addresses, addresses_of
@@ -95,9 +95,11 @@ async def start_detached(layout: Layout, arguments: Sequence[str], progress: Pro
         await until_ready(layout, progress)
         return False
     layout.make()
+    rotate(layout.log(SUPERVISOR))
+    since = length(layout.log(SUPERVISOR))
     supervisor = _spawn(layout, arguments)
     try:
-        await until_ready(layout, progress, supervisor)
+        await until_ready(layout, progress, supervisor, since)
     except StartError:
         supervisor.terminate()
         await asyncio.to_thread(supervisor.wait)
@@ -106,9 +108,14 @@ async def start_detached(layout: Layout, arguments: Sequence[str], progress: Pro
 
 
 async def until_ready(
-    layout: Layout, progress: Progress, supervisor: "subprocess.Popen[bytes] | None" = None
+    layout: Layout,
+    progress: Progress,
+    supervisor: "subprocess.Popen[bytes] | None" = None,
+    since: int = 0,
 ) -> None:
     """Returns once the stack that another process starts is healthy.
+
+    `since` is where in its log the supervisor began.
 
     Raises:
         StartError: it is not within 60 s, or its supervisor has ended.
@@ -122,9 +129,9 @@ async def until_ready(
         if record and record.ready and record.supervised:
             return
         if supervisor is not None and supervisor.poll() not in (None, ALREADY_RUNNING):
-            raise StartError(tail(layout.log(SUPERVISOR)))
+            raise StartError(tail(layout.log(SUPERVISOR), since))
         await asyncio.sleep(_POLL_SECONDS)
-    raise StartError(f"the stack is not healthy:\n{tail(layout.log(SUPERVISOR))}")
+    raise StartError(f"the stack is not healthy:\n{tail(layout.log(SUPERVISOR), since)}")
 
 
 async def stop(layout: Layout, *, purge: bool) -> bool:
@@ -168,7 +175,6 @@ async def _end_remains(layout: Layout) -> bool:
 
 def _spawn(layout: Layout, arguments: Sequence[str]) -> "subprocess.Popen[bytes]":
     log = layout.log(SUPERVISOR)
-    rotate(log)
     descriptor = open_log(log)
     with contextlib.closing(os.fdopen(descriptor, "ab")) as output:
         return subprocess.Popen(

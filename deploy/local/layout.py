@@ -35,13 +35,13 @@ class Layout:
             private_folder(folder)
 
     def exists(self) -> bool:
-        """Whether a stack was ever started here."""
-        return self.settings.exists()
+        """Whether a stack was ever started here, be it in vain."""
+        return self.settings.exists() or self.lock.exists()
 
     def remove(self) -> None:
         """Removes every file of the stack, also those outside of the state folder."""
         if self.exists():
-            shutil.rmtree(self.servers)
+            shutil.rmtree(self.servers, ignore_errors=not self.servers.exists())
             shutil.rmtree(self.state)
 
     def log(self, name: str) -> Path:

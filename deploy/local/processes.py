@@ -69,6 +69,8 @@ class Supervised:
         self.since: datetime | None = None
         self.exit_code: int | None = None
         self.starts = 0
+        # Where in its log the program began to speak.
+        self.spoke_from = 0
         self._changed = changed
         self._ending = asyncio.Event()
 
@@ -80,6 +82,7 @@ class Supervised:
     async def run(self) -> None:
         """Keeps the program running; returns when it has ended after `end`."""
         rotate(self.program.log)
+        self.spoke_from = length(self.program.log)
         deaths = 0
         while not self._ending.is_set():
             started = monotonic()
@@ -178,14 +181,23 @@ def rotate(log: Path) -> None:
         log.replace(log.with_name(f"{log.name}.1"))
 
 
-def tail(log: Path) -> str:
-    """Returns the last lines of `log`."""
-    if not log.exists():
+def length(log: Path) -> int:
+    """Returns how many bytes `log` has."""
+    return log.stat().st_size if log.exists() else 0
+
+
+def tail(log: Path, since: int = 0) -> str:
+    """Returns the last whole lines of what `log` has beyond its first `since` bytes."""
+    size = length(log)
+    start = max(since, size - _TAIL_BYTES)
+    if start >= size:
         return ""
     with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
+        file.seek(start)
         lines = file.read().decode(errors="replace").splitlines()
-    return "\n".join(lines[-_TAIL_LINES:])
+    # Begun in the middle of a line, unless it is where somebody began to write.
+    whole = lines if start == since else lines[1:]
+    return "\n".join(whole[-_TAIL_LINES:])
 
 
 def identified(pid: int) -> Alive | None:

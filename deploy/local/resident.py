@@ -24,6 +24,8 @@ class ResidentPostgres:
         self.since: datetime | None = None
         self.exit_code: int | None = None
         self.starts = 0
+        # A server that outlives supervisors has spoken before this one.
+        self.spoke_from = 0
         self._home = home
         self._directory = postgres.server_directory(home)
         self._changed = changed

@@ -43,6 +43,8 @@ class Kept(Protocol):
     since: datetime | None
     exit_code: int | None
     starts: int
+    # Where in its log it began to speak.
+    spoke_from: int
 
     @property
     def restarts(self) -> int:
@@ -102,20 +104,22 @@ class Supervisor:
                     self._refuse_hopeless(kept)
                     await asyncio.sleep(_POLL_SECONDS)
         except TimeoutError:
-            raise _failure(program, "is not healthy in time") from None
+            raise _failure(kept, "is not healthy in time") from None
         progress(f"{program.name} is healthy at {program.address}")
 
     def _refuse_hopeless(self, kept: Kept) -> None:
         _, task = self._kept[kept.program.name]
         if task.done() and task.exception():
-            raise _failure(kept.program, str(task.exception()))
+            raise _failure(kept, str(task.exception()))
         if kept.exit_code == _WRONG_SETTINGS or kept.restarts >= _MOST_DEATHS:
-            raise _failure(kept.program, f"ended with {kept.exit_code}")
+            raise _failure(kept, f"ended with {kept.exit_code}")
 
 
-def _failure(program: Program, what: str) -> StartError:
+def _failure(kept: Kept, what: str) -> StartError:
+    """Returns the error that tells what the program said since it was started, and not before."""
+    program = kept.program
     return StartError(
-        f"{program.name} {what}; its log {program.log} ends with:\n{tail(program.log)}"
+        f"{program.name} {what}; it said (in {program.log}):\n{tail(program.log, kept.spoke_from)}"
     )
 
 

@@ -152,7 +152,13 @@ async def test_key_list_shows_the_life_of_each_key(api: ScriptedApi) -> None:
                 support_reason="ticket 4711",
                 name="support",
             ),
-            pb.Key(key_id="key_1", create_time=time(), successor_key_id="key_9", name="agent"),
+            pb.Key(
+                key_id="key_1",
+                hint="smcp_1t_…abcd",
+                create_time=time(),
+                successor_key_id="key_9",
+                name="agent",
+            ),
         ]
     )
     head, support, own = (await bulkhead(api.port, "key", "list")).out.splitlines()
@@ -162,6 +168,7 @@ async def test_key_list_shows_the_life_of_each_key(api: ScriptedApi) -> None:
     assert "DEPLOYMENT" not in head
     assert "2026-11-22 12:05Z  2026-11-22 13:00Z  -" in support
     assert support.endswith("support: ticket 4711")
+    assert own.startswith("key_1   1t_…abcd")
     assert "key_9" in own
     assert own.endswith("agent")
 
@@ -184,6 +191,7 @@ async def test_key_list_fits_a_terminal_and_never_cuts_a_keys_id(api: ScriptedAp
     lines = (await bulkhead(api.port, "key", "list")).out.splitlines()
     assert max(cell_len(line) for line in lines) <= 110
     _, first, second, note = lines
+    assert "dep_…0001   2026-11-22 12:00Z" in first
     assert first.startswith(keys[0].key_id)
     assert "revoked 2026-11-22 12:00Z" in second
     assert "--json has it" in note

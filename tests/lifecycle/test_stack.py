@@ -267,16 +267,25 @@ async def test_a_taken_port_is_refused_and_named(tmp_path: Path) -> None:
         refused = await bulkhead(*arguments)
     assert refused.code == 1
     assert f"port {port} is taken" in refused.err
-    assert (await bulkhead("down", "--purge", "--state", state)).code == 0
+    down = await bulkhead("down", "--purge", "--state", state)
+    assert (down.code, "removed it" in down.err) == (0, True)
+    assert not os.listdir(tmp_path)  # noqa: PTH208 shorter than a thread
+    assert "there is no stack" in (await bulkhead("down", "--purge", "--state", state)).err
 
 
 async def test_a_setting_that_a_service_refuses_is_shown_by_its_name(tmp_path: Path) -> None:
     state = str(tmp_path / "state")
+    before = await bulkhead(
+        "up", "--detach", "--state", state, "--set", "ratelimit.BURST_FREE=before"
+    )
+    assert (before.code, "BULKHEAD_BURST_FREE" in before.err) == (1, True)
     refused = await bulkhead(
         "up", "--detach", "--state", state, "--set", "ratelimit.RATE_FREE=many"
     )
     assert refused.code == 1
     assert "BULKHEAD_RATE_FREE" in refused.err
+    # What was said before this start is of no help now.
+    assert "BULKHEAD_BURST_FREE" not in refused.err
     assert "Traceback" not in refused.err
     assert not processes_of(Path(state))
     assert (await bulkhead("down", "--purge", "--state", state)).code == 0

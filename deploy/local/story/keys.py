@@ -54,4 +54,4 @@ async def _revoke(scene: Scene, what: str, deployment: Deployment) -> None:
 
 def _effect(effect: Mapping[str, Any]) -> str:
     forgot, fenced = (effect.get(f"watchers_{how}", 0) for how in ("acknowledged", "fenced"))
-    return f"in effect everywhere: {forgot} replicas have forgotten it, {fenced} were fenced off"
+    return f"effect: {forgot} processes have forgotten it, {fenced} were fenced off"
