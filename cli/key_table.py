@@ -71,6 +71,11 @@ def _short(identifier: str) -> str:
     return identifier if len(identifier) <= _SHORT_ID else f"{prefix}_…{random[-_TAIL:]}"
 
 
+def _hint(key: pb.Key) -> str:
+    """Returns the kind's letter and the last four characters; all keys begin alike before that."""
+    return key.hint.partition("_")[2] or key.hint
+
+
 def _scopes(key: pb.Key) -> str:
     every = ",".join(key.scopes)
     return every if len(every) <= _MOST_SCOPES_WIDTH else f"{len(key.scopes)} scopes"
@@ -90,12 +95,12 @@ def _name(key: pb.Key) -> str:
     return f"support: {key.support_reason}" if key.support_reason else key.name
 
 
-# Read from left to right; the hint's letter is the kind.
+# Read from left to right.
 _CELLS: Mapping[str, Callable[[pb.Key], str]] = MappingProxyType(
     {
         "key id": lambda key: key.key_id,
         "deployment": lambda key: _short(key.deployment_id),
-        "hint": lambda key: key.hint,
+        "hint": _hint,
         "scopes": _scopes,
         "created": lambda key: time_text(key.create_time)[:_DATE],
         "last used": _last_used,
