@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import typer
 from bulkhead.auth.v1 import auth_service_pb2 as pb
@@ -109,9 +109,21 @@ def read_lines(export: Path, tell: Callable[[str], None]) -> Iterator[pb.AuditEv
         raise typer.BadParameter(f"cannot read {export}: {error.strerror}") from error
 
 
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns the object; a name that stands in it twice would be read differently elsewhere.
+
+    Raises:
+        ValueError: a name stands in it twice.
+    """
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name stands twice in one object")
+    return found
+
+
 def _event(raw: bytes, number: int) -> pb.AuditEvent:
     try:
-        parsed = json.loads(raw.decode())
+        parsed = json.loads(raw.decode(), object_pairs_hook=_each_once)
         event = ParseDict(parsed, pb.AuditEvent()) if isinstance(parsed, dict) else None
     except (ValueError, ParseError, RecursionError) as error:
         raise NotAnEventError(number) from error

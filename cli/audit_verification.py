@@ -153,4 +153,6 @@ def _verdict(check: ChainCheck, asked: Verified) -> str:
 
 
 def _told(problem: Problem) -> str:
-    return f"- {problem.message}" + (f" ({problem.event_id})" if problem.event_id else "")
+    # A file may have been made by anyone: nothing in it is to move the reader's cursor.
+    named = "".join(each if each.isprintable() else "\ufffd" for each in problem.event_id)
+    return f"- {problem.message}" + (f" ({named})" if named else "")

@@ -236,6 +236,15 @@ async def test_many_problems_are_told_in_part(api: ScriptedApi) -> None:
     assert len(shown["problems"]) == 30
 
 
+async def test_what_a_file_says_does_not_move_the_cursor(tmp_path: Path) -> None:
+    forged = chain(1)[0]
+    forged.event_id = "\x1b[2J\x1b]0;all is well\x07"
+    export = tmp_path / "x"
+    export.write_text(line(forged))
+    outcome = await bulkhead(0, "audit", "verify", "--file", str(export), **NOBODY)
+    assert (outcome.code, "\x1b" in outcome.out, "\x07" in outcome.out) == (1, False, False)
+
+
 async def test_an_empty_log_is_whole(api: ScriptedApi) -> None:
     api.answers["ListAuditEvents"] = pb.ListAuditEventsResponse()
     shown = (await bulkhead(api.port, "audit", "verify", "--json")).json
@@ -255,6 +264,7 @@ async def test_an_empty_log_is_whole(api: ScriptedApi) -> None:
         (b"EVENT\n\xff\n", "line 2: not an audit event"),
         (b"[" * 100_000, "line 1: not an audit event"),
         (b'{"colour": "red"}\n', "line 1: not an audit event"),
+        (b'{"sequence": 1, "peer": "a", "peer": "b"}\n', "line 1: not an audit event"),
         (b'{"sequence": 1, "peer": "\\ud800"}\n', "line 1: not an audit event"),
     ],
 )
