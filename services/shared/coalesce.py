@@ -56,6 +56,8 @@ class Coalescer(Generic[Item, Result]):
             futures, self._futures = self._futures[: self._most], self._futures[self._most :]
             # A fresh context: a batch belongs to no single caller, so it carries no one's key.
             flight = self._fly(items, futures, self._trace)
+            # Those who wait for the next batch lent it none.
+            self._trace = otel_context.Context()
             task = Context().run(asyncio.get_running_loop().create_task, flight)
             self._under_way.add(task)
             task.add_done_callback(self._landed)

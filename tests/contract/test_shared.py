@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from opentelemetry.context import attach, create_key, detach, get_value, set_value
 
 from services.shared.coalesce import Coalescer
 from services.shared.errors import InvalidFieldError
@@ -131,3 +132,20 @@ def test_of_a_key_that_was_pasted_somewhere_only_the_prefix_is_kept() -> None:
         ("", ""),
     ):
         assert without_keys(given_text) == kept
+
+
+async def test_a_batch_carries_the_trace_of_one_who_is_in_it_or_none() -> None:
+    name = create_key("test")
+    seen: list[tuple[list[int], object]] = []
+
+    async def note(items: Sequence[int]) -> list[int]:
+        seen.append((list(items), get_value(name)))
+        return list(items)
+
+    ask: Coalescer[int, int] = Coalescer(note, most=2, flights=1)
+    token = attach(set_value(name, "first"))
+    try:
+        await asyncio.gather(*(ask(number) for number in range(3)))
+    finally:
+        detach(token)
+    assert seen == [([0, 1], "first"), ([2], None)]
