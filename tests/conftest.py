@@ -19,7 +19,7 @@ _SHARES, _PORTS = 4, 2_500
 
 StartMesh = Callable[..., AbstractAsyncContextManager[Mesh]]
 
-SERVICES = ("auth", "ratelimit", "provisioner", "app_proxy", "edge")
+SERVICES = ("auth", "ratelimit", "credentials", "provisioner", "app_proxy", "edge")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -28,8 +28,8 @@ from services.shared.settings import ServiceSettings
 from services.shared.tls import Identity, channel_credentials
 from tests.databases import Databases
 
-ALL = ("auth", "ratelimit", "provisioner", "app_proxy")
-_WITH_DATABASE = ("auth", "ratelimit", "provisioner", "app_proxy")
+ALL = ("auth", "ratelimit", "credentials", "provisioner", "app_proxy")
+_WITH_DATABASE = ALL
 _WITH_VALKEY = ("ratelimit", "app_proxy")
 # Creating a deployment starts a server: a loaded machine takes its time.
 PATIENCE_SECONDS = 30.0

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from bulkhead.app_proxy.v1 import routing_service_pb2
 from bulkhead.auth.v1 import auth_service_pb2
 from bulkhead.common.v1 import access_pb2
+from bulkhead.credentials.v1 import credentials_service_pb2
 from bulkhead.provisioner.v1 import provisioner_service_pb2
 from bulkhead.ratelimit.v1 import ratelimit_service_pb2
 from google.protobuf.descriptor import FileDescriptor
@@ -33,6 +34,7 @@ def contracts() -> Mapping[str, FileDescriptor]:
     return {
         "app_proxy": routing_service_pb2.DESCRIPTOR,
         "auth": auth_service_pb2.DESCRIPTOR,
+        "credentials": credentials_service_pb2.DESCRIPTOR,
         "provisioner": provisioner_service_pb2.DESCRIPTOR,
         "ratelimit": ratelimit_service_pb2.DESCRIPTOR,
     }

@@ -34,7 +34,7 @@ class EdgeSettings:
     listen: Address
     admin: Address
     identity: Identity
-    # gRPC of each service by its name: "auth", "ratelimit", "provisioner", "app_proxy".
+    # gRPC of each service by its name: "auth", "credentials", "ratelimit", …
     services: Mapping[str, Address]
     # What deployments' requests go to once app_proxy has let them in.
     app_proxy_http: Address

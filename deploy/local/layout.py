@@ -9,8 +9,8 @@ from pathlib import Path
 from deploy.local.files import PRIVATE_FOLDER, private_folder, write_private
 from services.provisioner.drivers import postgres_process
 
-SERVICES = ("auth", "ratelimit", "provisioner", "app_proxy")
-WITH_DATABASE = ("auth", "ratelimit", "provisioner", "app_proxy")
+SERVICES = ("auth", "ratelimit", "credentials", "provisioner", "app_proxy")
+WITH_DATABASE = SERVICES
 WITH_VALKEY = ("ratelimit", "app_proxy")
 # The user whom Postgres runs as must be able to pass, but sees nothing on the way.
 _TRAVERSABLE = 0o711

@@ -8,6 +8,8 @@ DeploymentId = NewType("DeploymentId", str)
 KeyId = NewType("KeyId", str)
 OperationId = NewType("OperationId", str)
 AuditEventId = NewType("AuditEventId", str)
+ConnectionId = NewType("ConnectionId", str)
+BindingId = NewType("BindingId", str)
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _LENGTH = 26
@@ -36,6 +38,16 @@ def new_operation_id() -> OperationId:
 def new_audit_event_id() -> AuditEventId:
     """Returns `aud_…`."""
     return AuditEventId(f"aud_{random_text()}")
+
+
+def new_connection_id() -> ConnectionId:
+    """Returns `con_…`."""
+    return ConnectionId(f"con_{random_text()}")
+
+
+def new_binding_id() -> BindingId:
+    """Returns `bnd_…`."""
+    return BindingId(f"bnd_{random_text()}")
 
 
 def random_text(length: int = _LENGTH) -> str:

@@ -7,7 +7,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from services.shared.errors import PermissionDeniedError, Reason, UnauthenticatedError
-from services.shared.ids import DeploymentId, KeyId, TenantId
+from services.shared.ids import ConnectionId, DeploymentId, KeyId, TenantId
 
 
 class KeyKind(StrEnum):
@@ -47,6 +47,8 @@ class Principal:
     plan: Plan
     expires_at: datetime | None = None
     bound_peer: str | None = None
+    # Set for a key of one connection.
+    connection_id: ConnectionId | None = None
 
     @property
     def tenant(self) -> TenantId:

@@ -6,7 +6,7 @@ from datetime import UTC
 from bulkhead.auth.v1 import auth_service_pb2 as auth_pb2
 from bulkhead.common.v1 import access_pb2
 
-from services.shared.ids import DeploymentId, KeyId, TenantId
+from services.shared.ids import ConnectionId, DeploymentId, KeyId, TenantId
 from services.shared.principal import KeyKind, Plan, Principal
 
 KEY_KINDS: Mapping[int, KeyKind] = {
@@ -39,4 +39,5 @@ def read_principal(resolution: auth_pb2.Resolution) -> Principal | None:
         plan=PLANS[found.plan],
         expires_at=found.expire_time.ToDatetime(UTC) if found.HasField("expire_time") else None,
         bound_peer=found.bound_peer or None,
+        connection_id=ConnectionId(found.connection_id) if found.connection_id else None,
     )

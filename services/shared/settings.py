@@ -43,6 +43,7 @@ class ServiceSettings(Environment):
     ratelimit_target: str = "127.0.0.1:7102"
     provisioner_target: str = "127.0.0.1:7103"
     app_proxy_target: str = "127.0.0.1:7104"
+    credentials_target: str = "127.0.0.1:7105"
 
 
 class PostgresSettings(Environment):

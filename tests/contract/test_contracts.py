@@ -33,6 +33,7 @@ def test_there_are_contracts_to_test() -> None:
     assert {method.service for method in every_method()} == {
         "app_proxy",
         "auth",
+        "credentials",
         "provisioner",
         "ratelimit",
     }

@@ -20,7 +20,7 @@ from cli.__main__ import build
 from services.shared.settings import PostgresSettings, ServiceSettings, ValkeySettings
 
 ROOT = Path(__file__).parent.parent.parent
-SERVICES = ("auth", "ratelimit", "provisioner", "app_proxy")
+SERVICES = ("auth", "ratelimit", "credentials", "provisioner", "app_proxy")
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 SHELL_DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/operations.md")
 # What the documents may point to outside of the repository: standards and conventions.

@@ -16,7 +16,7 @@ from tests.contracts import Method, every_method
 from tests.mesh import Customer, Mesh, bearer, fresh_id
 from tests.refusals import details
 
-SERVICES = ("app_proxy", "auth", "edge", "provisioner", "ratelimit")
+SERVICES = ("app_proxy", "auth", "credentials", "edge", "provisioner", "ratelimit")
 UNKNOWN = {
     "any": "dep_" + "0" * 26,
     "deployment": "dep_" + "0" * 26,

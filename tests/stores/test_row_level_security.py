@@ -11,7 +11,7 @@ from services.shared.ids import TenantId
 from services.shared.postgres import Database, MigrationError, connect, open_database
 from tests.databases import SERVICES, Databases
 
-WITH_DATABASE = ("auth", "ratelimit", "provisioner", "app_proxy")
+WITH_DATABASE = ("auth", "ratelimit", "credentials", "provisioner", "app_proxy")
 
 
 @pytest.fixture(params=WITH_DATABASE)

@@ -96,6 +96,7 @@ class Key(_message.Message):
     LAST_USE_TIME_FIELD_NUMBER: _builtins.int
     SUCCESSOR_KEY_ID_FIELD_NUMBER: _builtins.int
     SUPPORT_REASON_FIELD_NUMBER: _builtins.int
+    CONNECTION_ID_FIELD_NUMBER: _builtins.int
     key_id: _builtins.str
     """`key_…`"""
     kind: _access_pb2.KeyKind.ValueType
@@ -109,6 +110,8 @@ class Key(_message.Message):
     """The key that took this one's place; until `expire_time` both work."""
     support_reason: _builtins.str
     """Why the operator gave itself this key; empty for the tenant's own keys."""
+    connection_id: _builtins.str
+    """Set for a key of one connection."""
     @_builtins.property
     def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -140,10 +143,11 @@ class Key(_message.Message):
         last_use_time: _timestamp_pb2.Timestamp | None = ...,
         successor_key_id: _builtins.str = ...,
         support_reason: _builtins.str = ...,
+        connection_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "last_use_time", b"last_use_time", "revoke_time", b"revoke_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "deployment_id", b"deployment_id", "expire_time", b"expire_time", "hint", b"hint", "key_id", b"key_id", "kind", b"kind", "last_use_time", b"last_use_time", "name", b"name", "revoke_time", b"revoke_time", "scopes", b"scopes", "successor_key_id", b"successor_key_id", "support_reason", b"support_reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connection_id", b"connection_id", "create_time", b"create_time", "deployment_id", b"deployment_id", "expire_time", b"expire_time", "hint", b"hint", "key_id", b"key_id", "kind", b"kind", "last_use_time", b"last_use_time", "name", b"name", "revoke_time", b"revoke_time", "scopes", b"scopes", "successor_key_id", b"successor_key_id", "support_reason", b"support_reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -163,6 +167,7 @@ class Principal(_message.Message):
     PLAN_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     BOUND_PEER_FIELD_NUMBER: _builtins.int
+    CONNECTION_ID_FIELD_NUMBER: _builtins.int
     key_id: _builtins.str
     kind: _access_pb2.KeyKind.ValueType
     tenant_id: _builtins.str
@@ -172,6 +177,8 @@ class Principal(_message.Message):
     plan: Global___Plan.ValueType
     bound_peer: _builtins.str
     """The only service that may present the key; empty for any."""
+    connection_id: _builtins.str
+    """Set for a key of one connection."""
     @_builtins.property
     def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -189,10 +196,11 @@ class Principal(_message.Message):
         plan: Global___Plan.ValueType = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         bound_peer: _builtins.str = ...,
+        connection_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bound_peer", b"bound_peer", "deployment_id", b"deployment_id", "expire_time", b"expire_time", "key_id", b"key_id", "kind", b"kind", "plan", b"plan", "scopes", b"scopes", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bound_peer", b"bound_peer", "connection_id", b"connection_id", "deployment_id", b"deployment_id", "expire_time", b"expire_time", "key_id", b"key_id", "kind", b"kind", "plan", b"plan", "scopes", b"scopes", "tenant_id", b"tenant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -466,6 +474,7 @@ class IssueKeyRequest(_message.Message):
     SCOPES_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    CONNECTION_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Chosen by the caller, 1 to 64 characters. Repeated before the key was used, it answers with
     the same key_id and a fresh secret; repeated after, ALREADY_EXISTS.
@@ -474,6 +483,10 @@ class IssueKeyRequest(_message.Message):
     """Set: a key of that deployment alone. Empty: a key of the tenant."""
     name: _builtins.str
     """What it is for; at most 100 characters."""
+    connection_id: _builtins.str
+    """Set: a key of that connection alone, with which it is vended and nothing else. Not together with
+    a deployment.
+    """
     @_builtins.property
     def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Empty: every scope of the kind. A scope the caller does not hold itself is refused."""
@@ -490,10 +503,11 @@ class IssueKeyRequest(_message.Message):
         scopes: _abc.Iterable[_builtins.str] | None = ...,
         name: _builtins.str = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
+        connection_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment_id", b"deployment_id", "expire_time", b"expire_time", "name", b"name", "request_id", b"request_id", "scopes", b"scopes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connection_id", b"connection_id", "deployment_id", b"deployment_id", "expire_time", b"expire_time", "name", b"name", "request_id", b"request_id", "scopes", b"scopes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -509,11 +523,13 @@ class IssueKeyResponse(_message.Message):
     DEPLOYMENT_ID_FIELD_NUMBER: _builtins.int
     SCOPES_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    CONNECTION_ID_FIELD_NUMBER: _builtins.int
     key_id: _builtins.str
     key: _builtins.str
     """Shown once."""
     kind: _access_pb2.KeyKind.ValueType
     deployment_id: _builtins.str
+    connection_id: _builtins.str
     @_builtins.property
     def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -529,10 +545,11 @@ class IssueKeyResponse(_message.Message):
         deployment_id: _builtins.str = ...,
         scopes: _abc.Iterable[_builtins.str] | None = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
+        connection_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment_id", b"deployment_id", "expire_time", b"expire_time", "key", b"key", "key_id", b"key_id", "kind", b"kind", "scopes", b"scopes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connection_id", b"connection_id", "deployment_id", b"deployment_id", "expire_time", b"expire_time", "key", b"key", "key_id", b"key_id", "kind", b"kind", "scopes", b"scopes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -582,12 +599,14 @@ class RotateKeyResponse(_message.Message):
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     OLD_KEY_EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     EFFECT_FIELD_NUMBER: _builtins.int
+    CONNECTION_ID_FIELD_NUMBER: _builtins.int
     key_id: _builtins.str
     """The new key."""
     key: _builtins.str
     """Shown once."""
     kind: _access_pb2.KeyKind.ValueType
     deployment_id: _builtins.str
+    connection_id: _builtins.str
     @_builtins.property
     def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -613,10 +632,11 @@ class RotateKeyResponse(_message.Message):
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         old_key_expire_time: _timestamp_pb2.Timestamp | None = ...,
         effect: Global___Effect | None = ...,
+        connection_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["effect", b"effect", "expire_time", b"expire_time", "old_key_expire_time", b"old_key_expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment_id", b"deployment_id", "effect", b"effect", "expire_time", b"expire_time", "key", b"key", "key_id", b"key_id", "kind", b"kind", "old_key_expire_time", b"old_key_expire_time", "scopes", b"scopes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connection_id", b"connection_id", "deployment_id", b"deployment_id", "effect", b"effect", "expire_time", b"expire_time", "key", b"key", "key_id", b"key_id", "kind", b"kind", "old_key_expire_time", b"old_key_expire_time", "scopes", b"scopes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -707,21 +727,25 @@ class ListKeysRequest(_message.Message):
     DEPLOYMENT_ID_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    CONNECTION_ID_FIELD_NUMBER: _builtins.int
     deployment_id: _builtins.str
     """Set: the keys of that deployment only."""
     page_size: _builtins.int
     """1 to 1,000; 0 means 100."""
     page_token: _builtins.str
+    connection_id: _builtins.str
+    """Set: the keys of that connection only."""
     def __init__(
         self,
         *,
         deployment_id: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        connection_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment_id", b"deployment_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connection_id", b"connection_id", "deployment_id", b"deployment_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -805,7 +829,7 @@ class AuditEvent(_message.Message):
     an event in the middle breaks every hash after it.
     """
     reason: _builtins.str
-    """What the caller gave as its reason; only support keys must."""
+    """What the caller gave as its reason: of a support key, or the purpose of a vend."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -1352,3 +1376,190 @@ class RecordAuditEventResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RecordAuditEventResponse: _TypeAlias = RecordAuditEventResponse  # noqa: Y015
+
+@_typing.final
+class RegisterConnectionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONNECTION_ID_FIELD_NUMBER: _builtins.int
+    connection_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        connection_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connection_id", b"connection_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegisterConnectionRequest: _TypeAlias = RegisterConnectionRequest  # noqa: Y015
+
+@_typing.final
+class RegisterConnectionResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegisterConnectionResponse: _TypeAlias = RegisterConnectionResponse  # noqa: Y015
+
+@_typing.final
+class RetireConnectionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONNECTION_ID_FIELD_NUMBER: _builtins.int
+    connection_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        connection_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connection_id", b"connection_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetireConnectionRequest: _TypeAlias = RetireConnectionRequest  # noqa: Y015
+
+@_typing.final
+class RetireConnectionResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVOKED_KEYS_FIELD_NUMBER: _builtins.int
+    EFFECT_FIELD_NUMBER: _builtins.int
+    revoked_keys: _builtins.int
+    """Keys that were valid until this call."""
+    @_builtins.property
+    def effect(self) -> Global___Effect:
+        """Unset when the connection had no key to revoke."""
+
+    def __init__(
+        self,
+        *,
+        revoked_keys: _builtins.int = ...,
+        effect: Global___Effect | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["effect", b"effect"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["effect", b"effect", "revoked_keys", b"revoked_keys"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetireConnectionResponse: _TypeAlias = RetireConnectionResponse  # noqa: Y015
+
+@_typing.final
+class NewAuditEvent(_message.Message):
+    """What a key did, to be recorded."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ResourcesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    KEY_DIGEST_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    PEER_FIELD_NUMBER: _builtins.int
+    RESOURCES_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    TRACE_ID_FIELD_NUMBER: _builtins.int
+    key_digest: _builtins.bytes
+    """SHA-256 of the key that was presented, 32 bytes. The tenant whose log it is is learnt from it."""
+    method: _builtins.str
+    """Full name of the method, without the leading slash; one of the calling service's own."""
+    peer: _builtins.str
+    """The service that the recorded call came from."""
+    reason: _builtins.str
+    """What the caller gave as its reason; at most 200 characters."""
+    trace_id: _builtins.str
+    """W3C trace id of the recorded call, 32 hex digits; empty when it was not traced."""
+    @_builtins.property
+    def resources(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """The ids that it is about, by kind."""
+
+    def __init__(
+        self,
+        *,
+        key_digest: _builtins.bytes = ...,
+        method: _builtins.str = ...,
+        peer: _builtins.str = ...,
+        resources: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        reason: _builtins.str = ...,
+        trace_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key_digest", b"key_digest", "method", b"method", "peer", b"peer", "reason", b"reason", "resources", b"resources", "trace_id", b"trace_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NewAuditEvent: _TypeAlias = NewAuditEvent  # noqa: Y015
+
+@_typing.final
+class RecordAuditEventsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___NewAuditEvent]:
+        """1 to 256 events."""
+
+    def __init__(
+        self,
+        *,
+        events: _abc.Iterable[Global___NewAuditEvent] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecordAuditEventsRequest: _TypeAlias = RecordAuditEventsRequest  # noqa: Y015
+
+@_typing.final
+class RecordAuditEventsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENT_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def event_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """One per event, in order."""
+
+    def __init__(
+        self,
+        *,
+        event_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_ids", b"event_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecordAuditEventsResponse: _TypeAlias = RecordAuditEventsResponse  # noqa: Y015

@@ -120,6 +120,21 @@ class AuthServiceStub:
                 request_serializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.VerifyDeploymentRequest.SerializeToString,
                 response_deserializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.VerifyDeploymentResponse.FromString,
                 _registered_method=True)
+        self.RegisterConnection = channel.unary_unary(
+                '/bulkhead.auth.v1.AuthService/RegisterConnection',
+                request_serializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.RegisterConnectionRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.RegisterConnectionResponse.FromString,
+                _registered_method=True)
+        self.RetireConnection = channel.unary_unary(
+                '/bulkhead.auth.v1.AuthService/RetireConnection',
+                request_serializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.RetireConnectionRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.RetireConnectionResponse.FromString,
+                _registered_method=True)
+        self.RecordAuditEvents = channel.unary_unary(
+                '/bulkhead.auth.v1.AuthService/RecordAuditEvents',
+                request_serializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.RecordAuditEventsRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.RecordAuditEventsResponse.FromString,
+                _registered_method=True)
         self.RecordAuditEvent = channel.unary_unary(
                 '/bulkhead.auth.v1.AuthService/RecordAuditEvent',
                 request_serializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.RecordAuditEventRequest.SerializeToString,
@@ -262,6 +277,29 @@ class AuthServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RegisterConnection(self, request, context):
+        """Binds a connection's id to the tenant of the presented key, so that keys can be issued for it.
+        Idempotent; an id that is bound to another tenant is NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetireConnection(self, request, context):
+        """Revokes every key of the connection and lets none be issued again. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RecordAuditEvents(self, request, context):
+        """Writes events into the audit logs of the tenants of the presented keys, each key by its digest:
+        all or nothing. A key that is not valid any more refuses the whole batch with KEY_INVALID.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RecordAuditEvent(self, request, context):
         """Writes one event into the audit log of the presented key's tenant.
         """
@@ -356,6 +394,21 @@ def add_AuthServiceServicer_to_server(servicer, server):
                     servicer.VerifyDeployment,
                     request_deserializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.VerifyDeploymentRequest.FromString,
                     response_serializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.VerifyDeploymentResponse.SerializeToString,
+            ),
+            'RegisterConnection': grpc.unary_unary_rpc_method_handler(
+                    servicer.RegisterConnection,
+                    request_deserializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.RegisterConnectionRequest.FromString,
+                    response_serializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.RegisterConnectionResponse.SerializeToString,
+            ),
+            'RetireConnection': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetireConnection,
+                    request_deserializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.RetireConnectionRequest.FromString,
+                    response_serializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.RetireConnectionResponse.SerializeToString,
+            ),
+            'RecordAuditEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.RecordAuditEvents,
+                    request_deserializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.RecordAuditEventsRequest.FromString,
+                    response_serializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.RecordAuditEventsResponse.SerializeToString,
             ),
             'RecordAuditEvent': grpc.unary_unary_rpc_method_handler(
                     servicer.RecordAuditEvent,
@@ -823,6 +876,87 @@ class AuthService:
             '/bulkhead.auth.v1.AuthService/VerifyDeployment',
             bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.VerifyDeploymentRequest.SerializeToString,
             bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.VerifyDeploymentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RegisterConnection(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.auth.v1.AuthService/RegisterConnection',
+            bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.RegisterConnectionRequest.SerializeToString,
+            bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.RegisterConnectionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetireConnection(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.auth.v1.AuthService/RetireConnection',
+            bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.RetireConnectionRequest.SerializeToString,
+            bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.RetireConnectionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecordAuditEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.auth.v1.AuthService/RecordAuditEvents',
+            bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.RecordAuditEventsRequest.SerializeToString,
+            bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.RecordAuditEventsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -71,6 +71,16 @@ class AuthServiceStub:
     """Revokes every key of the deployment and lets none be issued again. Idempotent."""
     VerifyDeployment: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.VerifyDeploymentRequest, _auth_service_pb2.VerifyDeploymentResponse]
     """Answers when the deployment is the presented key's tenant's; NOT_FOUND otherwise."""
+    RegisterConnection: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.RegisterConnectionRequest, _auth_service_pb2.RegisterConnectionResponse]
+    """Binds a connection's id to the tenant of the presented key, so that keys can be issued for it.
+    Idempotent; an id that is bound to another tenant is NOT_FOUND.
+    """
+    RetireConnection: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.RetireConnectionRequest, _auth_service_pb2.RetireConnectionResponse]
+    """Revokes every key of the connection and lets none be issued again. Idempotent."""
+    RecordAuditEvents: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.RecordAuditEventsRequest, _auth_service_pb2.RecordAuditEventsResponse]
+    """Writes events into the audit logs of the tenants of the presented keys, each key by its digest:
+    all or nothing. A key that is not valid any more refuses the whole batch with KEY_INVALID.
+    """
     RecordAuditEvent: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.RecordAuditEventRequest, _auth_service_pb2.RecordAuditEventResponse]
     """Writes one event into the audit log of the presented key's tenant."""
 
@@ -233,6 +243,34 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_auth_service_pb2.VerifyDeploymentRequest, _abc.Awaitable[_auth_service_pb2.VerifyDeploymentResponse]],
     ) -> _abc.Awaitable[_auth_service_pb2.VerifyDeploymentResponse]:
         """Answers when the deployment is the presented key's tenant's; NOT_FOUND otherwise."""
+
+    @_abc_1.abstractmethod
+    def RegisterConnection(
+        self,
+        request: _auth_service_pb2.RegisterConnectionRequest,
+        context: _aio.ServicerContext[_auth_service_pb2.RegisterConnectionRequest, _abc.Awaitable[_auth_service_pb2.RegisterConnectionResponse]],
+    ) -> _abc.Awaitable[_auth_service_pb2.RegisterConnectionResponse]:
+        """Binds a connection's id to the tenant of the presented key, so that keys can be issued for it.
+        Idempotent; an id that is bound to another tenant is NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def RetireConnection(
+        self,
+        request: _auth_service_pb2.RetireConnectionRequest,
+        context: _aio.ServicerContext[_auth_service_pb2.RetireConnectionRequest, _abc.Awaitable[_auth_service_pb2.RetireConnectionResponse]],
+    ) -> _abc.Awaitable[_auth_service_pb2.RetireConnectionResponse]:
+        """Revokes every key of the connection and lets none be issued again. Idempotent."""
+
+    @_abc_1.abstractmethod
+    def RecordAuditEvents(
+        self,
+        request: _auth_service_pb2.RecordAuditEventsRequest,
+        context: _aio.ServicerContext[_auth_service_pb2.RecordAuditEventsRequest, _abc.Awaitable[_auth_service_pb2.RecordAuditEventsResponse]],
+    ) -> _abc.Awaitable[_auth_service_pb2.RecordAuditEventsResponse]:
+        """Writes events into the audit logs of the tenants of the presented keys, each key by its digest:
+        all or nothing. A key that is not valid any more refuses the whole batch with KEY_INVALID.
+        """
 
     @_abc_1.abstractmethod
     def RecordAuditEvent(

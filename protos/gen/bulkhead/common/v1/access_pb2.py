@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import descriptor_pb2 as google_dot_protobuf_dot_descriptor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x62ulkhead/common/v1/access.proto\x12\x12\x62ulkhead.common.v1\x1a google/protobuf/descriptor.proto\"\x8c\x01\n\x06\x41\x63\x63\x65ss\x12)\n\x04keys\x18\x01 \x03(\x0e\x32\x1b.bulkhead.common.v1.KeyKind\x12\r\n\x05scope\x18\x02 \x01(\t\x12\r\n\x05peers\x18\x03 \x03(\t\x12(\n\x05\x61udit\x18\x04 \x01(\x0e\x32\x19.bulkhead.common.v1.Audit\x12\x0f\n\x07keyless\x18\x05 \x01(\x08\"\x18\n\x08Resource\x12\x0c\n\x04kind\x18\x01 \x01(\t*\xa9\x01\n\x07KeyKind\x12\x18\n\x14KEY_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11KEY_KIND_OPERATOR\x10\x01\x12\x13\n\x0fKEY_KIND_TENANT\x10\x02\x12\x17\n\x13KEY_KIND_DEPLOYMENT\x10\x03\x12\x17\n\x13KEY_KIND_CONNECTION\x10\x04\x12\x14\n\x10KEY_KIND_SESSION\x10\x05\x12\x10\n\x0cKEY_KIND_JOB\x10\x06*@\n\x05\x41udit\x12\x15\n\x11\x41UDIT_UNSPECIFIED\x10\x00\x12\x0e\n\nAUDIT_NONE\x10\x01\x12\x10\n\x0c\x41UDIT_BEFORE\x10\x02:L\n\x06\x61\x63\x63\x65ss\x12\x1e.google.protobuf.MethodOptions\x18\x8c\x8c\x03 \x01(\x0b\x32\x1a.bulkhead.common.v1.Access:O\n\x08resource\x12\x1d.google.protobuf.FieldOptions\x18\x8c\x8c\x03 \x01(\x0b\x32\x1c.bulkhead.common.v1.Resource:/\n\x06secret\x12\x1d.google.protobuf.FieldOptions\x18\x8d\x8c\x03 \x01(\x08\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x62ulkhead/common/v1/access.proto\x12\x12\x62ulkhead.common.v1\x1a google/protobuf/descriptor.proto\"\x8c\x01\n\x06\x41\x63\x63\x65ss\x12)\n\x04keys\x18\x01 \x03(\x0e\x32\x1b.bulkhead.common.v1.KeyKind\x12\r\n\x05scope\x18\x02 \x01(\t\x12\r\n\x05peers\x18\x03 \x03(\t\x12(\n\x05\x61udit\x18\x04 \x01(\x0e\x32\x19.bulkhead.common.v1.Audit\x12\x0f\n\x07keyless\x18\x05 \x01(\x08\"\x18\n\x08Resource\x12\x0c\n\x04kind\x18\x01 \x01(\t*\xa9\x01\n\x07KeyKind\x12\x18\n\x14KEY_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11KEY_KIND_OPERATOR\x10\x01\x12\x13\n\x0fKEY_KIND_TENANT\x10\x02\x12\x17\n\x13KEY_KIND_DEPLOYMENT\x10\x03\x12\x17\n\x13KEY_KIND_CONNECTION\x10\x04\x12\x14\n\x10KEY_KIND_SESSION\x10\x05\x12\x10\n\x0cKEY_KIND_JOB\x10\x06*P\n\x05\x41udit\x12\x15\n\x11\x41UDIT_UNSPECIFIED\x10\x00\x12\x0e\n\nAUDIT_NONE\x10\x01\x12\x10\n\x0c\x41UDIT_BEFORE\x10\x02\x12\x0e\n\nAUDIT_EACH\x10\x03:L\n\x06\x61\x63\x63\x65ss\x12\x1e.google.protobuf.MethodOptions\x18\x8c\x8c\x03 \x01(\x0b\x32\x1a.bulkhead.common.v1.Access:O\n\x08resource\x12\x1d.google.protobuf.FieldOptions\x18\x8c\x8c\x03 \x01(\x0b\x32\x1c.bulkhead.common.v1.Resource:/\n\x06secret\x12\x1d.google.protobuf.FieldOptions\x18\x8d\x8c\x03 \x01(\x08\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,7 +35,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_KEYKIND']._serialized_start=259
   _globals['_KEYKIND']._serialized_end=428
   _globals['_AUDIT']._serialized_start=430
-  _globals['_AUDIT']._serialized_end=494
+  _globals['_AUDIT']._serialized_end=510
   _globals['_ACCESS']._serialized_start=90
   _globals['_ACCESS']._serialized_end=230
   _globals['_RESOURCE']._serialized_start=232

@@ -70,6 +70,10 @@ class _AuditEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Audit.ValueType
     """Not recorded."""
     AUDIT_BEFORE: _Audit.ValueType  # 2
     """Recorded before the method runs; if that cannot be done, the method does not run."""
+    AUDIT_EACH: _Audit.ValueType  # 3
+    """Recorded by the method itself, an event for each item before its answer leaves; an item that
+    cannot be recorded is refused.
+    """
 
 class Audit(_Audit, metaclass=_AuditEnumTypeWrapper):
     """Whether, and when, a call is written to the tenant's audit log."""
@@ -79,6 +83,10 @@ AUDIT_NONE: Audit.ValueType  # 1
 """Not recorded."""
 AUDIT_BEFORE: Audit.ValueType  # 2
 """Recorded before the method runs; if that cannot be done, the method does not run."""
+AUDIT_EACH: Audit.ValueType  # 3
+"""Recorded by the method itself, an event for each item before its answer leaves; an item that
+cannot be recorded is refused.
+"""
 Global___Audit: _TypeAlias = Audit  # noqa: Y015
 
 @_typing.final

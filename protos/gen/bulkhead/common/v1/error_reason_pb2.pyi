@@ -88,6 +88,52 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The audit record could not be written, so the call was not made. UNAVAILABLE."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 43
     """A fault of ours; metadata: `error_id` finds it in the log. INTERNAL."""
+    ERROR_REASON_BINDING_MISSING: _ErrorReason.ValueType  # 50
+    """Nothing is bound to the deployment under this name. PERMISSION_DENIED.
+    Example: Vend of an alias that was never bound, was unbound, or is another deployment's.
+    """
+    ERROR_REASON_BINDING_EXPIRED: _ErrorReason.ValueType  # 51
+    """The binding's time is over. PERMISSION_DENIED."""
+    ERROR_REASON_BINDING_AMBIGUOUS: _ErrorReason.ValueType  # 52
+    """Several bindings answer to the provider's name; metadata: `aliases`. FAILED_PRECONDITION."""
+    ERROR_REASON_ALIAS_TAKEN: _ErrorReason.ValueType  # 53
+    """The deployment has the alias already. ALREADY_EXISTS; metadata: `binding_id`."""
+    ERROR_REASON_CONNECTION_EXCLUSIVE: _ErrorReason.ValueType  # 54
+    """The connection serves one deployment, and has one; metadata: `deployment_id`.
+    FAILED_PRECONDITION.
+    """
+    ERROR_REASON_CONNECTION_NEEDS_REAUTHORIZATION: _ErrorReason.ValueType  # 55
+    """The grant is broken: a person has to allow it again. FAILED_PRECONDITION; metadata:
+    `state_reason`.
+    """
+    ERROR_REASON_CONNECTION_NOT_ACTIVE: _ErrorReason.ValueType  # 56
+    """Nobody has allowed it yet, or it is being deleted. FAILED_PRECONDITION."""
+    ERROR_REASON_SCOPE_CEILING: _ErrorReason.ValueType  # 57
+    """The token can do more than the binding allows, and cannot be had with less.
+    PERMISSION_DENIED; metadata: `scopes`.
+    """
+    ERROR_REASON_PROVIDER_UNAVAILABLE: _ErrorReason.ValueType  # 58
+    """The provider cannot be reached, or asks us to wait. UNAVAILABLE with RetryInfo."""
+    ERROR_REASON_AUTHORIZATION_REFUSED: _ErrorReason.ValueType  # 59
+    """The provider refused the authorization. FAILED_PRECONDITION; metadata: `provider_error`.
+    Example: the person said no, or the OAuth client is unknown there.
+    """
+    ERROR_REASON_CONNECTION_LIMIT: _ErrorReason.ValueType  # 60
+    """The tenant has as many connections, or the deployment as many bindings, as it may have.
+    RESOURCE_EXHAUSTED with QuotaFailure.
+    """
+    ERROR_REASON_CONNECTION_UNREADABLE: _ErrorReason.ValueType  # 61
+    """What is kept cannot be decrypted: it was changed, or its key is gone. FAILED_PRECONDITION."""
+    ERROR_REASON_CONNECTION_KIND: _ErrorReason.ValueType  # 62
+    """The connection's kind does not have that. FAILED_PRECONDITION.
+    Example: StartAuthorization of a connection that holds an API key.
+    """
+    ERROR_REASON_KEY_ENCRYPTION_KEY_IN_USE: _ErrorReason.ValueType  # 63
+    """Data keys are under the key-encryption key, or it is the current one. FAILED_PRECONDITION."""
+    ERROR_REASON_KEYRING_READ_ONLY: _ErrorReason.ValueType  # 64
+    """Whoever holds the key-encryption keys does not let the service do that. FAILED_PRECONDITION.
+    Example: DestroyKeyEncryptionKey of a mounted secret, which its owner removes.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call was refused: the `reason` of `google.rpc.ErrorInfo`, domain `bulkhead`, without the
@@ -160,4 +206,50 @@ ERROR_REASON_AUDIT_UNAVAILABLE: ErrorReason.ValueType  # 42
 """The audit record could not be written, so the call was not made. UNAVAILABLE."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 43
 """A fault of ours; metadata: `error_id` finds it in the log. INTERNAL."""
+ERROR_REASON_BINDING_MISSING: ErrorReason.ValueType  # 50
+"""Nothing is bound to the deployment under this name. PERMISSION_DENIED.
+Example: Vend of an alias that was never bound, was unbound, or is another deployment's.
+"""
+ERROR_REASON_BINDING_EXPIRED: ErrorReason.ValueType  # 51
+"""The binding's time is over. PERMISSION_DENIED."""
+ERROR_REASON_BINDING_AMBIGUOUS: ErrorReason.ValueType  # 52
+"""Several bindings answer to the provider's name; metadata: `aliases`. FAILED_PRECONDITION."""
+ERROR_REASON_ALIAS_TAKEN: ErrorReason.ValueType  # 53
+"""The deployment has the alias already. ALREADY_EXISTS; metadata: `binding_id`."""
+ERROR_REASON_CONNECTION_EXCLUSIVE: ErrorReason.ValueType  # 54
+"""The connection serves one deployment, and has one; metadata: `deployment_id`.
+FAILED_PRECONDITION.
+"""
+ERROR_REASON_CONNECTION_NEEDS_REAUTHORIZATION: ErrorReason.ValueType  # 55
+"""The grant is broken: a person has to allow it again. FAILED_PRECONDITION; metadata:
+`state_reason`.
+"""
+ERROR_REASON_CONNECTION_NOT_ACTIVE: ErrorReason.ValueType  # 56
+"""Nobody has allowed it yet, or it is being deleted. FAILED_PRECONDITION."""
+ERROR_REASON_SCOPE_CEILING: ErrorReason.ValueType  # 57
+"""The token can do more than the binding allows, and cannot be had with less.
+PERMISSION_DENIED; metadata: `scopes`.
+"""
+ERROR_REASON_PROVIDER_UNAVAILABLE: ErrorReason.ValueType  # 58
+"""The provider cannot be reached, or asks us to wait. UNAVAILABLE with RetryInfo."""
+ERROR_REASON_AUTHORIZATION_REFUSED: ErrorReason.ValueType  # 59
+"""The provider refused the authorization. FAILED_PRECONDITION; metadata: `provider_error`.
+Example: the person said no, or the OAuth client is unknown there.
+"""
+ERROR_REASON_CONNECTION_LIMIT: ErrorReason.ValueType  # 60
+"""The tenant has as many connections, or the deployment as many bindings, as it may have.
+RESOURCE_EXHAUSTED with QuotaFailure.
+"""
+ERROR_REASON_CONNECTION_UNREADABLE: ErrorReason.ValueType  # 61
+"""What is kept cannot be decrypted: it was changed, or its key is gone. FAILED_PRECONDITION."""
+ERROR_REASON_CONNECTION_KIND: ErrorReason.ValueType  # 62
+"""The connection's kind does not have that. FAILED_PRECONDITION.
+Example: StartAuthorization of a connection that holds an API key.
+"""
+ERROR_REASON_KEY_ENCRYPTION_KEY_IN_USE: ErrorReason.ValueType  # 63
+"""Data keys are under the key-encryption key, or it is the current one. FAILED_PRECONDITION."""
+ERROR_REASON_KEYRING_READ_ONLY: ErrorReason.ValueType  # 64
+"""Whoever holds the key-encryption keys does not let the service do that. FAILED_PRECONDITION.
+Example: DestroyKeyEncryptionKey of a mounted secret, which its owner removes.
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

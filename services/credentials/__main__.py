@@ -1,0 +1,8 @@
+"""Starts credentials: `python -m services.credentials`."""
+
+from services.credentials.server import compose
+from services.credentials.settings import Settings
+from services.shared.runtime import main
+
+if __name__ == "__main__":
+    main("credentials", Settings, compose)

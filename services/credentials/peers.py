@@ -1,0 +1,83 @@
+"""What credentials asks of auth, with the key of the tenant it acts for."""
+
+from collections.abc import Sequence
+
+import grpc
+from bulkhead.auth.v1 import auth_service_pb2 as auth_pb2
+from bulkhead.auth.v1.auth_service_pb2_grpc import AuthServiceStub
+
+from services.credentials.ports import Bearer, VendRecord
+from services.shared.errors import PermissionDeniedError
+from services.shared.ids import ConnectionId, DeploymentId
+from services.shared.status import translated
+
+_VEND = "bulkhead.credentials.v1.CredentialsService/Vend"
+
+
+class AuthRegistry:
+    """auth, as `ports.Registry`."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._stub = AuthServiceStub(channel)
+
+    async def register(self, bearer: Bearer, connection: ConnectionId) -> None:
+        """Makes the connection the bearer's tenant's; see `Registry`."""
+        with translated():
+            await self._stub.RegisterConnection(
+                auth_pb2.RegisterConnectionRequest(connection_id=connection),
+                metadata=_presented(bearer),
+            )
+
+    async def retire(self, bearer: Bearer, connection: ConnectionId) -> None:
+        """Revokes every key of the connection; see `Registry`."""
+        with translated():
+            await self._stub.RetireConnection(
+                auth_pb2.RetireConnectionRequest(connection_id=connection),
+                metadata=_presented(bearer),
+            )
+
+    async def verify(self, bearer: Bearer, deployment: DeploymentId) -> None:
+        """Returns when the deployment is the bearer's tenant's; see `Registry`."""
+        with translated():
+            await self._stub.VerifyDeployment(
+                auth_pb2.VerifyDeploymentRequest(deployment_id=deployment),
+                metadata=_presented(bearer),
+            )
+
+    async def tenant_name(self, bearer: Bearer) -> str | None:
+        """Returns the name of the bearer's tenant; see `Registry`."""
+        try:
+            with translated():
+                answer = await self._stub.GetTenant(
+                    auth_pb2.GetTenantRequest(), metadata=_presented(bearer)
+                )
+        except PermissionDeniedError:
+            return None
+        return answer.tenant.name
+
+
+class AuthAuditTrail:
+    """auth's audit log, as `ports.AuditTrail`."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._stub = AuthServiceStub(channel)
+
+    async def record(self, records: Sequence[VendRecord]) -> None:
+        """Returns when every record is written; see `AuditTrail`."""
+        events = [
+            auth_pb2.NewAuditEvent(
+                key_digest=record.key_digest,
+                method=_VEND,
+                peer=record.peer,
+                resources=dict(record.resources),
+                reason=record.purpose,
+                trace_id=record.trace_id,
+            )
+            for record in records
+        ]
+        with translated():
+            await self._stub.RecordAuditEvents(auth_pb2.RecordAuditEventsRequest(events=events))
+
+
+def _presented(bearer: Bearer) -> tuple[tuple[str, str], ...]:
+    return (("authorization", f"Bearer {bearer.key}"),)

@@ -1,0 +1,43 @@
+"""Composition of credentials."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+from bulkhead.credentials.v1 import credentials_service_pb2 as pb2
+from bulkhead.credentials.v1.credentials_service_pb2_grpc import (
+    add_CredentialsServiceServicer_to_server,
+)
+
+from services.credentials.rpc import CredentialsRpc
+from services.credentials.service import CredentialsService
+from services.credentials.settings import Settings
+from services.shared.access import RemoteAuditor, RemoteAuthenticator, open_key_resolver
+from services.shared.channel import open_channel
+from services.shared.postgres import open_database
+from services.shared.server import Registration, Service
+
+_NAME = "credentials"
+_MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+@asynccontextmanager
+async def compose(settings: Settings) -> AsyncIterator[Service]:
+    """Yields credentials, ready to be served, its upkeep at work."""
+    async with AsyncExitStack() as stack:
+        enter = stack.enter_async_context
+        database = await enter(open_database(settings, _NAME, _MIGRATIONS))
+        auth = await enter(open_channel(settings, "auth", settings.auth_target))
+        resolver = await enter(open_key_resolver(auth))
+        yield Service(
+            registrations=[
+                Registration(
+                    pb2.DESCRIPTOR.services_by_name["CredentialsService"],
+                    CredentialsRpc(CredentialsService()),
+                    add_CredentialsServiceServicer_to_server,
+                )
+            ],
+            authenticator=RemoteAuthenticator(resolver, settings.key_prefix),
+            auditor=RemoteAuditor(auth),
+            checks={"postgres": database.check},
+        )

@@ -1,0 +1,31 @@
+"""The table `data_keys`, which each service that encrypts has of its own; one function a query."""
+
+from services.shared.crypto import DataKeyId, KekId, WrappedKey
+from services.shared.ids import TenantId
+from services.shared.postgres import Connection
+
+
+async def get_data_key(connection: Connection, tenant: TenantId) -> WrappedKey | None:
+    """Returns the tenant's data key."""
+    row = await connection.fetchrow(
+        "SELECT data_key_id, kek_id, wrapped_key FROM data_keys WHERE tenant_id = $1", tenant
+    )
+    if row is None:
+        return None
+    return WrappedKey(DataKeyId(row["data_key_id"]), KekId(row["kek_id"]), row["wrapped_key"])
+
+
+async def put_data_key(connection: Connection, tenant: TenantId, key: WrappedKey) -> WrappedKey:
+    """Keeps the tenant's data key, unless it has one; returns the one that it has."""
+    await connection.execute(
+        "INSERT INTO data_keys (tenant_id, data_key_id, kek_id, wrapped_key)"
+        " VALUES ($1, $2, $3, $4) ON CONFLICT (tenant_id) DO NOTHING",
+        tenant,
+        key.data_key_id,
+        key.kek_id,
+        key.wrapped,
+    )
+    kept = await get_data_key(connection, tenant)
+    if kept is None:
+        raise LookupError("the data key is gone again")
+    return kept
