@@ -62,8 +62,8 @@ class AuthAuditTrail:
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._stub = AuthServiceStub(channel)
 
-    async def record(self, records: Sequence[VendRecord]) -> None:
-        """Returns when every record is written; see `AuditTrail`."""
+    async def record(self, records: Sequence[VendRecord]) -> Sequence[bool]:
+        """Returns whether each is written; see `AuditTrail`."""
         events = [
             auth_pb2.NewAuditEvent(
                 key_digest=record.key_digest,
@@ -76,7 +76,10 @@ class AuthAuditTrail:
             for record in records
         ]
         with translated():
-            await self._stub.RecordAuditEvents(auth_pb2.RecordAuditEventsRequest(events=events))
+            answer = await self._stub.RecordAuditEvents(
+                auth_pb2.RecordAuditEventsRequest(events=events)
+            )
+        return [bool(event_id) for event_id in answer.event_ids]
 
 
 def _presented(bearer: Bearer) -> tuple[tuple[str, str], ...]:

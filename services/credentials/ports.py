@@ -56,11 +56,10 @@ class VendRecord:
 class AuditTrail(Protocol):
     """Where vends are written down before they leave (P-33)."""
 
-    async def record(self, records: Sequence[VendRecord]) -> None:
-        """Returns when every record is written.
+    async def record(self, records: Sequence[VendRecord]) -> Sequence[bool]:
+        """Returns, in order, whether each is written; False: its key is not valid any more.
 
         Raises:
-            UnauthenticatedError: a key is not valid any more.
             UnavailableError: they cannot be written now, so nothing may be vended.
         """
         ...

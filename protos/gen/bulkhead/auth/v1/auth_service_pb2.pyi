@@ -1549,7 +1549,7 @@ class RecordAuditEventsResponse(_message.Message):
     EVENT_IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def event_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """One per event, in order."""
+        """One per event, in order; empty where the key is not valid any more."""
 
     def __init__(
         self,

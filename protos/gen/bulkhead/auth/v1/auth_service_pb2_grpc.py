@@ -293,8 +293,9 @@ class AuthServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RecordAuditEvents(self, request, context):
-        """Writes events into the audit logs of the tenants of the presented keys, each key by its digest:
-        all or nothing. A key that is not valid any more refuses the whole batch with KEY_INVALID.
+        """Writes events into the audit logs of the tenants of the presented keys, each key by its digest.
+        Those of keys that are not valid any more are left out, and said to be; the others are written
+        all or nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -78,8 +78,9 @@ class AuthServiceStub:
     RetireConnection: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.RetireConnectionRequest, _auth_service_pb2.RetireConnectionResponse]
     """Revokes every key of the connection and lets none be issued again. Idempotent."""
     RecordAuditEvents: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.RecordAuditEventsRequest, _auth_service_pb2.RecordAuditEventsResponse]
-    """Writes events into the audit logs of the tenants of the presented keys, each key by its digest:
-    all or nothing. A key that is not valid any more refuses the whole batch with KEY_INVALID.
+    """Writes events into the audit logs of the tenants of the presented keys, each key by its digest.
+    Those of keys that are not valid any more are left out, and said to be; the others are written
+    all or nothing.
     """
     RecordAuditEvent: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.RecordAuditEventRequest, _auth_service_pb2.RecordAuditEventResponse]
     """Writes one event into the audit log of the presented key's tenant."""
@@ -268,8 +269,9 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _auth_service_pb2.RecordAuditEventsRequest,
         context: _aio.ServicerContext[_auth_service_pb2.RecordAuditEventsRequest, _abc.Awaitable[_auth_service_pb2.RecordAuditEventsResponse]],
     ) -> _abc.Awaitable[_auth_service_pb2.RecordAuditEventsResponse]:
-        """Writes events into the audit logs of the tenants of the presented keys, each key by its digest:
-        all or nothing. A key that is not valid any more refuses the whole batch with KEY_INVALID.
+        """Writes events into the audit logs of the tenants of the presented keys, each key by its digest.
+        Those of keys that are not valid any more are left out, and said to be; the others are written
+        all or nothing.
         """
 
     @_abc_1.abstractmethod
