@@ -15,12 +15,17 @@ from typing import Any
 import grpc
 import typer
 from bulkhead.auth.v1.auth_service_pb2_grpc import AuthServiceStub
+from bulkhead.credentials.v1.credentials_service_pb2_grpc import (
+    CredentialsServiceStub,
+    KeyringServiceStub,
+)
 from bulkhead.provisioner.v1.provisioner_service_pb2_grpc import ProvisionerServiceStub
 from bulkhead.ratelimit.v1.ratelimit_service_pb2_grpc import RatelimitServiceStub
 from grpc.aio import ClientCallDetails, Metadata
 
 from cli.refusal import Refusal, refusal_of
 from cli.rendering import as_json
+from cli.secret_input import file_text
 
 REFUSED = 1
 _PLAINTEXT, _TLS = "http://", "https://"
@@ -62,6 +67,8 @@ class Session:
     auth: AuthServiceStub
     provisioner: ProvisionerServiceStub
     ratelimit: RatelimitServiceStub
+    credentials: CredentialsServiceStub
+    keyring: KeyringServiceStub
     json: bool
 
     def show(self, shown: Mapping[str, Any], text: str) -> None:
@@ -125,6 +132,8 @@ async def _opened(connection: Connection, target: str, key: str) -> AsyncIterato
             AuthServiceStub(channel),
             ProvisionerServiceStub(channel),
             RatelimitServiceStub(channel),
+            CredentialsServiceStub(channel),
+            KeyringServiceStub(channel),
             connection.json,
         )
 
@@ -184,7 +193,9 @@ def _target(api: str) -> str:
 
 
 def _key(file: Path | None) -> str:
-    key = _file_text(file) if file is not None else os.environ.get("BULKHEAD_KEY", "")
+    key = (
+        file_text(file, "the key file") if file is not None else os.environ.get("BULKHEAD_KEY", "")
+    )
     key = key.strip()
     if not key and file is not None:
         raise typer.BadParameter(f"the key file {file} is empty")
@@ -193,11 +204,3 @@ def _key(file: Path | None) -> str:
     if not key.isascii() or not key.isprintable() or " " in key:
         raise typer.BadParameter("that is not a key: it has spaces or unprintable characters")
     return key
-
-
-def _file_text(file: Path) -> str:
-    try:
-        return file.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise typer.BadParameter(f"cannot read the key file {file}: {why}") from error

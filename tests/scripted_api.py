@@ -15,6 +15,12 @@ from bulkhead.auth.v1.auth_service_pb2_grpc import (
     AuthServiceServicer,
     add_AuthServiceServicer_to_server,
 )
+from bulkhead.credentials.v1.credentials_service_pb2_grpc import (
+    CredentialsServiceServicer,
+    KeyringServiceServicer,
+    add_CredentialsServiceServicer_to_server,
+    add_KeyringServiceServicer_to_server,
+)
 from bulkhead.provisioner.v1.provisioner_service_pb2_grpc import (
     ProvisionerServiceServicer,
     add_ProvisionerServiceServicer_to_server,
@@ -103,14 +109,25 @@ async def scripted_api() -> AsyncIterator[ScriptedApi]:
     add_AuthServiceServicer_to_server(scripted.generic(AuthServiceServicer), server)
     add_ProvisionerServiceServicer_to_server(scripted.generic(ProvisionerServiceServicer), server)
     add_RatelimitServiceServicer_to_server(scripted.generic(RatelimitServiceServicer), server)
+    add_CredentialsServiceServicer_to_server(scripted.generic(CredentialsServiceServicer), server)
+    add_KeyringServiceServicer_to_server(scripted.generic(KeyringServiceServicer), server)
     scripted.port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     yield scripted
     await server.stop(0)
 
 
-async def bulkhead(port: int, *arguments: str, **environment: str) -> Outcome:
-    """Runs one command with the key and the address in the environment."""
+async def bulkhead(
+    port: int, *arguments: str, given: str | None = None, **environment: str
+) -> Outcome:
+    """Runs one command with the key and the address in the environment.
+
+    Args:
+        port: where the API is.
+        arguments: what was typed after `bulkhead`.
+        given: what it reads from its standard input; None: nothing is there.
+        environment: more variables.
+    """
     presented = {"BULKHEAD_KEY": KEY, "BULKHEAD_API": f"127.0.0.1:{port}"} | environment
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -118,12 +135,12 @@ async def bulkhead(port: int, *arguments: str, **environment: str) -> Outcome:
         PROGRAM,
         *arguments,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **presented},
-        stdin=asyncio.subprocess.DEVNULL,
+        stdin=asyncio.subprocess.DEVNULL if given is None else asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
     async with asyncio.timeout(COMMAND_SECONDS):
-        out, err = await process.communicate()
+        out, err = await process.communicate(None if given is None else given.encode())
     return Outcome(process.returncode or 0, out.decode(), err.decode())
 
 
