@@ -203,6 +203,7 @@ def _common(home: Path, operator_key: str, ports: Mapping[str, int]) -> dict[str
         "pepper_file": write_private(home / "pepper", secrets.token_hex(32)),
         "bootstrap_operator_key_file": write_private(home / "operator.key", operator_key),
         "database_secret_file": write_private(home / "database.secret", secrets.token_hex(32)),
+        "keyring_file": home / "keyring",
         "servers_home": home,
     }
 

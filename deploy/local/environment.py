@@ -95,6 +95,9 @@ def _own(
                 "pepper_file": _secret(layout, "pepper"),
                 "bootstrap_operator_key_file": ensure_operator_key(layout),
             }
+        case "credentials":
+            # The service makes it: only it knows what belongs in there.
+            return {"keyring_file": layout.secrets / "keyring"}
         case "provisioner":
             return {
                 "database_secret_file": _secret(layout, "database"),

@@ -14,6 +14,8 @@ from services.credentials.service import CredentialsService
 from services.credentials.settings import Settings
 from services.shared.access import RemoteAuditor, RemoteAuthenticator, open_key_resolver
 from services.shared.channel import open_channel
+from services.shared.data_keys import DataKeys
+from services.shared.keyring import open_keyring
 from services.shared.postgres import open_database
 from services.shared.server import Registration, Service
 
@@ -27,6 +29,8 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
         database = await enter(open_database(settings, _NAME, _MIGRATIONS))
+        keks = await enter(open_keyring(settings))
+        data_keys = DataKeys(database, keks)  # noqa: F841 what seals is added beside
         auth = await enter(open_channel(settings, "auth", settings.auth_target))
         resolver = await enter(open_key_resolver(auth))
         yield Service(

@@ -4,10 +4,11 @@ from pathlib import Path
 
 from pydantic import Field
 
+from services.shared.keyring.settings import KeyringSettings
 from services.shared.settings import LOCAL_PKI, LOCAL_STATE, PostgresSettings, ServiceSettings
 
 
-class Settings(ServiceSettings, PostgresSettings):
+class Settings(ServiceSettings, PostgresSettings, KeyringSettings):
     """Read from `BULKHEAD_*`."""
 
     listen: str = "127.0.0.1:7105"

@@ -33,6 +33,10 @@ class UnreadableError(Exception):
     """It was sealed with another key, for another place, or changed; says nothing of what it is."""
 
 
+class UnknownKekError(UnreadableError):
+    """It is under a key-encryption key that its holder does not have, or not yet."""
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where in a service's database something sealed belongs."""
@@ -136,7 +140,8 @@ class KeyEncryptionKeys(Protocol):
         """Returns the data key.
 
         Raises:
-            UnreadableError: the key is unknown, or it was wrapped by another or for another.
+            UnknownKekError: the holder has no such key.
+            UnreadableError: it was wrapped by another or for another, or was changed.
             UnavailableError: the holder is away.
         """
         ...
