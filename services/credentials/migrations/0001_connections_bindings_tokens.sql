@@ -26,6 +26,8 @@ CREATE TABLE deployments (
     deployment_id text PRIMARY KEY,
     tenant_id     text NOT NULL,
     created_at    timestamptz NOT NULL DEFAULT now(),
+    -- It is going: nothing is lent to it any more.
+    released_at   timestamptz,
     UNIQUE (tenant_id, deployment_id)
 );
 
@@ -138,6 +140,8 @@ CREATE TABLE authorizations (
     sealed_client_secret sealed,
     scopes           text[] NOT NULL,
     redirect_url     text NOT NULL,
+    -- The redirect is the front door's, which completes it; else its caller does.
+    at_door          boolean NOT NULL,
     created_at       timestamptz NOT NULL DEFAULT now(),
     expires_at       timestamptz NOT NULL,
     -- A state works once, whatever comes of it.
