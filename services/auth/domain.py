@@ -1,8 +1,10 @@
 """Tenants, keys and scopes: the rules, without any store."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from enum import StrEnum
+from types import MappingProxyType
 
 from services.shared.errors import (
     FailedPreconditionError,
@@ -10,22 +12,57 @@ from services.shared.errors import (
     PermissionDeniedError,
     Reason,
 )
-from services.shared.ids import DeploymentId, KeyId, TenantId
+from services.shared.ids import KeyId, TenantId
 from services.shared.principal import KeyKind, Plan, Principal, permits
 
-OPERATOR_SCOPES = frozenset({"support:write", "tenants:write"})
+OPERATOR_SCOPES = frozenset({"keyring:write", "support:write", "tenants:write"})
 # Not `plan:write`: a tenant does not choose what it pays.
 TENANT_SCOPES = frozenset(
-    {"audit:read", "db:write", "deployments:write", "keys:write", "tenants:write", "usage:read"}
+    {
+        "audit:read",
+        "connections:write",
+        "db:write",
+        "deployments:write",
+        "keys:write",
+        "tenants:write",
+        # No method opens to a tenant's key with it: a key gives only what it holds.
+        "tokens:read",
+        "usage:read",
+    }
 )
 # A deployment's key works in its own deployment; it makes and changes none.
-DEPLOYMENT_SCOPES = frozenset({"db:write", "deployments:read", "usage:read"})
+DEPLOYMENT_SCOPES = frozenset(
+    {"connections:read", "db:write", "deployments:read", "tokens:read", "usage:read"}
+)
+# A connection's key gets tokens of that connection, and nothing else.
+CONNECTION_SCOPES = frozenset({"tokens:read"})
 # What a job may do, as far as the key that it was asked for with may.
 JOB_SCOPES = frozenset({"deployments:write", "tenants:write"})
 # A job that closes its tenant asks for more.
 USUAL_JOB_SCOPES = frozenset({"deployments:write"})
 
-_MOST_SHOWN = 40
+_POSSIBLE: Mapping[KeyKind, frozenset[str]] = MappingProxyType(
+    {
+        KeyKind.TENANT: TENANT_SCOPES,
+        KeyKind.DEPLOYMENT: DEPLOYMENT_SCOPES,
+        KeyKind.CONNECTION: CONNECTION_SCOPES,
+    }
+)
+
+
+class OwnedKind(StrEnum):
+    """What a key can be confined to; the kind of such a key has the same name."""
+
+    DEPLOYMENT = "deployment"
+    CONNECTION = "connection"
+
+
+@dataclass(frozen=True, slots=True)
+class Owned:
+    """A deployment or a connection, by its id."""
+
+    kind: OwnedKind
+    id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +81,8 @@ class Key:
 
     key_id: KeyId
     kind: KeyKind
-    deployment_id: DeploymentId | None
+    # The one thing that it opens; None for what its tenant has.
+    owned: Owned | None
     name: str
     scopes: frozenset[str]
     hint: str
@@ -71,7 +109,8 @@ class NewKey:
 
     key_id: KeyId
     kind: KeyKind
-    deployment_id: DeploymentId | None
+    # The one thing that it opens; None for what its tenant has.
+    owned: Owned | None
     digest: bytes
     # Of the pepper in `digest`.
     pepper_id: str
@@ -94,7 +133,8 @@ class IssuedKey:
     key_id: KeyId
     key: str
     kind: KeyKind
-    deployment_id: DeploymentId | None
+    # The one thing that it opens; None for what its tenant has.
+    owned: Owned | None
     scopes: frozenset[str]
     expires_at: datetime | None = None
 
@@ -200,15 +240,20 @@ def job_scopes(asked: Iterable[str], issuer: Principal) -> frozenset[str]:
     return scopes
 
 
+def id_of(kind: OwnedKind, owned: Owned | None) -> str | None:
+    """Returns the id of what is owned when it is of that kind."""
+    return owned.id if owned is not None and owned.kind is kind else None
+
+
 def granted_scopes(kind: KeyKind, asked: Iterable[str], issuer: Principal) -> frozenset[str]:
-    """Returns the scopes of a new key; none asked for: all that its kind may have.
+    """Returns the scopes of a new key; none asked for: all that its kind may have, if it is held.
 
     Raises:
         InvalidFieldError: a scope that this kind of key cannot have.
         PermissionDeniedError: a scope that the issuer does not hold itself.
     """
-    possible = TENANT_SCOPES if kind is KeyKind.TENANT else DEPLOYMENT_SCOPES
-    scopes = frozenset(asked) or frozenset(s for s in possible if issuer.permits(s))
+    possible = _POSSIBLE[kind]
+    scopes = frozenset(asked) or frozenset(s for s in possible if issuer.permits(s)) or possible
     for scope in sorted(scopes):
         if not permits(possible, scope):
             known = ", ".join(sorted(possible))

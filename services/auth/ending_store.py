@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from services.auth.domain import Key, NewKey
+from services.auth.domain import Key, NewKey, Owned
 from services.auth.revocation_store import announce_revocation
 from services.auth.store import KEY_COLUMNS, found, key_of
-from services.shared.ids import DeploymentId, KeyId, TenantId
+from services.shared.ids import KeyId, TenantId
 from services.shared.postgres import Connection
 
 
@@ -107,16 +107,14 @@ async def reissue_successor(
     return (KeyId(row["key_id"]), row["expires_at"]) if row is not None else None
 
 
-async def lock_keys_of_deployment(
-    connection: Connection, tenant_id: TenantId, deployment_id: DeploymentId
-) -> Ending:
-    """Returns the deployment's keys that are not revoked, and holds them."""
+async def lock_keys_of(connection: Connection, tenant_id: TenantId, owned: Owned) -> Ending:
+    """Returns the deployment's or connection's keys that are not revoked, and holds them."""
     rows = await connection.fetch(
-        "SELECT key_id, expires_at IS NULL OR expires_at > now() AS valid FROM keys"
-        " WHERE tenant_id = $1 AND deployment_id = $2 AND revoked_at IS NULL"
+        "SELECT key_id, expires_at IS NULL OR expires_at > now() AS valid FROM keys"  # noqa: S608 a kind
+        f" WHERE tenant_id = $1 AND {owned.kind}_id = $2 AND revoked_at IS NULL"
         " ORDER BY key_id FOR UPDATE",
         tenant_id,
-        deployment_id,
+        owned.id,
     )
     return Ending(tuple(KeyId(row["key_id"]) for row in rows), sum(row["valid"] for row in rows))
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from services.auth import deployment_store, ending_store, store
+from services.auth import ending_store, owned_store, store
 from services.auth.domain import (
     Effect,
     IssuedKey,
@@ -93,7 +93,7 @@ class Endings:
     ) -> tuple[IssuedKey, NewKey]:
         return self._mint.key(
             old.kind,
-            old.deployment_id,
+            old.owned,
             old.scopes,
             issuer.key_id,
             request_id,
@@ -107,11 +107,11 @@ class Endings:
 async def _locked(
     connection: Connection, tenant_id: TenantId, key_id: KeyId
 ) -> tuple[Key, datetime]:
-    """Returns the key; neither it nor its deployment ends until the commit."""
+    """Returns the key; neither it nor what it is of ends until the commit."""
     key, _ = await ending_store.get_key(connection, tenant_id, key_id)
-    if key.deployment_id is not None:
+    if key.owned is not None:
         try:
-            await deployment_store.lock_deployment(connection, tenant_id, key.deployment_id)
+            await owned_store.lock(connection, tenant_id, key.owned)
         except NotFoundError:
             # Retired, and its keys with it.
             raise key_ended() from None

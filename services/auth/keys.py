@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from services.auth import deployment_store, pepper_store, resolution_store, store
+from services.auth import owned_store, pepper_store, resolution_store, store
 from services.auth.domain import (
     OPERATOR_SCOPES,
     IssuedKey,
     Key,
     NewKey,
+    Owned,
     earliest,
     granted_scopes,
     job_scopes,
@@ -18,7 +19,7 @@ from services.auth.pepper import Keyring
 from services.auth.revocation_store import announce_revocation
 from services.shared.clock import Clock
 from services.shared.errors import InvalidFieldError
-from services.shared.ids import DeploymentId, KeyId, TenantId, new_key_id, random_text
+from services.shared.ids import KeyId, TenantId, new_key_id, random_text
 from services.shared.keyformat import digest, hint
 from services.shared.postgres import Database
 from services.shared.principal import KeyKind, Principal
@@ -48,26 +49,26 @@ class Keys:
         self,
         issuer: Principal,
         request_id: str,
-        deployment_id: DeploymentId | None,
+        owned: Owned | None,
         scopes: Sequence[str],
         name: str,
         expires_at: datetime | None,
     ) -> IssuedKey:
-        """Returns a new key of the issuer's tenant, or of one of its deployments.
+        """Returns a new key of the issuer's tenant, or of one of its deployments or connections.
 
         It expires when it is asked to, and never later than the issuer's own key.
 
         Raises:
             InvalidFieldError: it would be expired already.
-            NotFoundError: the deployment is not the tenant's.
+            NotFoundError: the deployment or connection is not the tenant's.
             AlreadyExistsError: the request was made before and its key is in use.
         """
         if expires_at is not None and expires_at <= self._clock():
             raise InvalidFieldError("expire_time", "must be in the future")
-        kind = KeyKind.TENANT if deployment_id is None else KeyKind.DEPLOYMENT
+        kind = KeyKind.TENANT if owned is None else KeyKind(owned.kind)
         issued, key = self._mint.key(
             kind,
-            deployment_id,
+            owned,
             granted_scopes(kind, scopes, issuer),
             issuer.key_id,
             request_id,
@@ -76,8 +77,8 @@ class Keys:
         )
         async with self._database.tenant(issuer.tenant) as connection:
             await store.hold_tenant(connection, issuer.tenant)
-            if deployment_id is not None:
-                await deployment_store.lock_deployment(connection, issuer.tenant, deployment_id)
+            if owned is not None:
+                await owned_store.lock(connection, issuer.tenant, owned)
             return await write_key(connection, issuer.tenant, issued, key)
 
     async def delegate(
@@ -109,7 +110,7 @@ class Keys:
         record = NewKey(
             key_id=new_key_id(),
             kind=KeyKind.OPERATOR,
-            deployment_id=None,
+            owned=None,
             digest=self._keyring.current.apply(digest(key)),
             pepper_id=self._keyring.current.id,
             hint=hint(key),
@@ -126,13 +127,13 @@ class Keys:
     async def page(
         self,
         tenant_id: TenantId,
-        deployment_id: DeploymentId | None,
+        owned: Sequence[Owned],
         after: tuple[datetime, str] | None,
         limit: int,
     ) -> list[Key]:
-        """Returns the tenant's keys, newest first."""
+        """Returns the tenant's keys, newest first; of what is `owned` alone when that is named."""
         async with self._database.tenant(tenant_id) as connection:
-            return await store.list_keys(connection, tenant_id, deployment_id, after, limit)
+            return await store.list_keys(connection, tenant_id, owned, after, limit)
 
     async def resolve(self, digests: Sequence[bytes]) -> tuple[int, list[Principal | None]]:
         """Returns the last revocation taken into account, and whose each key is.

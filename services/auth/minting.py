@@ -4,10 +4,10 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from services.auth import store
-from services.auth.domain import IssuedKey, NewKey
+from services.auth.domain import IssuedKey, NewKey, Owned
 from services.auth.pepper import Pepper
 from services.shared.errors import AlreadyExistsError, Reason
-from services.shared.ids import DeploymentId, KeyId, TenantId, new_key_id
+from services.shared.ids import KeyId, TenantId, new_key_id
 from services.shared.keyformat import digest, hint, new_key
 from services.shared.postgres import Connection
 from services.shared.principal import KeyKind
@@ -23,7 +23,7 @@ class Mint:
     def key(
         self,
         kind: KeyKind,
-        deployment_id: DeploymentId | None,
+        owned: Owned | None,
         scopes: frozenset[str],
         issued_by: KeyId,
         request_id: str,
@@ -37,11 +37,11 @@ class Mint:
         """Returns a new key as it is shown, and as it is stored."""
         key = new_key(kind, self._key_prefix)
         key_id = new_key_id()
-        issued = IssuedKey(key_id, key, kind, deployment_id, scopes, expires_at)
+        issued = IssuedKey(key_id, key, kind, owned, scopes, expires_at)
         record = NewKey(
             key_id=key_id,
             kind=kind,
-            deployment_id=deployment_id,
+            owned=owned,
             digest=self._pepper.apply(digest(key)),
             pepper_id=self._pepper.id,
             hint=hint(key),

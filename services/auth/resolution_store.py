@@ -6,7 +6,7 @@ from datetime import datetime
 
 import asyncpg
 
-from services.shared.ids import DeploymentId, KeyId, TenantId
+from services.shared.ids import ConnectionId, DeploymentId, KeyId, TenantId
 from services.shared.postgres import Connection
 from services.shared.principal import KeyKind, Plan, Principal
 
@@ -29,8 +29,8 @@ async def resolve_keys(
     """
     rows = await connection.fetch(
         """
-        SELECT s.sequence, k.key_id, k.kind, k.tenant_id, k.deployment_id, k.scopes, k.expires_at,
-               k.bound_peer, t.plan, k.first_used_at IS NULL AS unused
+        SELECT s.sequence, k.key_id, k.kind, k.tenant_id, k.deployment_id, k.connection_id,
+               k.scopes, k.expires_at, k.bound_peer, t.plan, k.first_used_at IS NULL AS unused
         FROM revocation_sequence s
         CROSS JOIN unnest($1::bytea[]) WITH ORDINALITY AS asked (digest, position)
         LEFT JOIN keys k ON k.digest = asked.digest AND k.revoked_at IS NULL
@@ -111,4 +111,7 @@ def _principal(row: asyncpg.Record) -> Principal:
         plan=Plan(row["plan"]) if row["plan"] is not None else Plan.FREE,
         expires_at=row["expires_at"],
         bound_peer=row["bound_peer"],
+        connection_id=ConnectionId(row["connection_id"])
+        if row["connection_id"] is not None
+        else None,
     )

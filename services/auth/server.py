@@ -10,12 +10,12 @@ from opentelemetry import metrics
 
 from services.auth.audit import AuditLog
 from services.auth.authenticator import LocalAuditor, LocalAuthenticator
-from services.auth.deployments import Deployments
 from services.auth.effects import Effects
 from services.auth.endings import Endings
 from services.auth.keys import Keys
 from services.auth.last_uses import LastUses
 from services.auth.minting import Mint
+from services.auth.owned import OwnedIds
 from services.auth.pepper import Keyring, Pepper
 from services.auth.pepper_census import PepperCensus
 from services.auth.revocations import RevocationFeed
@@ -72,7 +72,7 @@ def _service(
         Tenants(database, mint, effects, utc_now, job_key_lifetime=jobs),
         Keys(database, mint, keyring, utc_now, job_key_lifetime=jobs),
         Endings(database, mint, effects),
-        Deployments(database, effects),
+        OwnedIds(database, effects),
         AuditLog(database),
         RevocationFeed(database),
         Watchers(database, settings.fence),

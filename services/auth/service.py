@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 from services.auth.audit import AuditLog
-from services.auth.deployments import Deployments
 from services.auth.endings import Endings
 from services.auth.keys import Keys
 from services.auth.last_uses import LastUses
+from services.auth.owned import OwnedIds
 from services.auth.revocations import RevocationFeed
 from services.auth.support import SupportKeys
 from services.auth.tenants import Tenants
@@ -20,7 +20,7 @@ class AuthService:
     tenants: Tenants
     keys: Keys
     endings: Endings
-    deployments: Deployments
+    owned: OwnedIds
     audit: AuditLog
     feed: RevocationFeed
     watchers: Watchers

@@ -1,24 +1,25 @@
 """The tables of auth, one function a query."""
 
+from collections.abc import Sequence
 from datetime import datetime
 
 import asyncpg
 
-from services.auth.domain import Key, NewKey, Tenant
+from services.auth.domain import Key, NewKey, Owned, OwnedKind, Tenant, id_of
 from services.shared.errors import NotFoundError
-from services.shared.ids import DeploymentId, KeyId, TenantId
+from services.shared.ids import KeyId, TenantId
 from services.shared.postgres import Connection
 from services.shared.principal import KeyKind, Plan
 
 KEY_COLUMNS = (
-    "key_id, kind, deployment_id, name, scopes, hint, created_at, revoked_at, expires_at,"
-    " last_used_at, successor_key_id, support_reason, announced_sequence"
+    "key_id, kind, deployment_id, connection_id, name, scopes, hint, created_at, revoked_at,"
+    " expires_at, last_used_at, successor_key_id, support_reason, announced_sequence"
 )
 _INSERT_KEY = """
     INSERT INTO keys (key_id, kind, tenant_id, deployment_id, digest, hint, name, scopes,
                       bound_peer, issued_by, request_id, expires_at, predecessor_key_id,
-                      grace_period, pepper_id)
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
+                      grace_period, pepper_id, connection_id)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
     ON CONFLICT (tenant_id, request_id) DO NOTHING
     RETURNING key_id
 """
@@ -112,7 +113,7 @@ async def insert_key(connection: Connection, tenant_id: TenantId | None, key: Ne
     """Returns whether the key was written; not when this request was made before.
 
     Raises:
-        NotFoundError: the deployment is not the tenant's.
+        NotFoundError: the deployment or connection is not the tenant's.
     """
     try:
         inserted = await connection.fetchval(
@@ -120,7 +121,7 @@ async def insert_key(connection: Connection, tenant_id: TenantId | None, key: Ne
             key.key_id,
             key.kind,
             tenant_id,
-            key.deployment_id,
+            id_of(OwnedKind.DEPLOYMENT, key.owned),
             key.digest,
             key.hint,
             key.name,
@@ -132,9 +133,10 @@ async def insert_key(connection: Connection, tenant_id: TenantId | None, key: Ne
             key.predecessor,
             key.grace,
             key.pepper_id,
+            id_of(OwnedKind.CONNECTION, key.owned),
         )
     except asyncpg.ForeignKeyViolationError as error:
-        raise NotFoundError("deployment") from error
+        raise NotFoundError(key.owned.kind if key.owned is not None else "tenant") from error
     return inserted is not None
 
 
@@ -146,7 +148,8 @@ async def reissue_key(connection: Connection, tenant_id: TenantId, key: NewKey) 
     key_id = await connection.fetchval(
         "UPDATE keys SET digest = $3, hint = $4, pepper_id = $10"
         " WHERE tenant_id = $1 AND request_id = $2 AND kind = $5"
-        " AND deployment_id IS NOT DISTINCT FROM $6 AND scopes = $7 AND name = $8"
+        " AND deployment_id IS NOT DISTINCT FROM $6"
+        " AND connection_id IS NOT DISTINCT FROM $11 AND scopes = $7 AND name = $8"
         " AND expires_at IS NOT DISTINCT FROM $9 AND predecessor_key_id IS NULL"
         " AND first_used_at IS NULL AND revoked_at IS NULL RETURNING key_id",
         tenant_id,
@@ -154,11 +157,12 @@ async def reissue_key(connection: Connection, tenant_id: TenantId, key: NewKey) 
         key.digest,
         key.hint,
         key.kind,
-        key.deployment_id,
+        id_of(OwnedKind.DEPLOYMENT, key.owned),
         sorted(key.scopes),
         key.name,
         key.expires_at,
         key.pepper_id,
+        id_of(OwnedKind.CONNECTION, key.owned),
     )
     return KeyId(key_id) if key_id is not None else None
 
@@ -185,21 +189,27 @@ async def put_operator_key(connection: Connection, key: NewKey) -> KeyId | None:
 async def list_keys(
     connection: Connection,
     tenant_id: TenantId,
-    deployment_id: DeploymentId | None,
+    owned: Sequence[Owned],
     after: tuple[datetime, str] | None,
     limit: int,
 ) -> list[Key]:
-    """Returns keys, newest first, that come after the position `after`; none of jobs."""
+    """Returns keys, newest first, that come after the position `after`; none of jobs.
+
+    Keys that open everything that is `owned`: of two things there are none.
+    """
+    asked = {one.kind: one.id for one in owned}
     rows = await connection.fetch(
         f"SELECT {KEY_COLUMNS} FROM keys WHERE tenant_id = $1 AND kind <> 'job'"  # noqa: S608 a constant
         " AND ($2::text IS NULL OR deployment_id = $2)"
+        " AND ($6::text IS NULL OR connection_id = $6)"
         " AND ($3::timestamptz IS NULL OR (created_at, key_id) < ($3, $4))"
         " ORDER BY created_at DESC, key_id DESC LIMIT $5",
         tenant_id,
-        deployment_id,
+        asked.get(OwnedKind.DEPLOYMENT),
         after[0] if after else None,
         after[1] if after else None,
         limit,
+        asked.get(OwnedKind.CONNECTION),
     )
     return [key_of(row) for row in rows]
 
@@ -233,7 +243,7 @@ def key_of(row: asyncpg.Record) -> Key:
     return Key(
         key_id=KeyId(row["key_id"]),
         kind=KeyKind(row["kind"]),
-        deployment_id=_deployment(row),
+        owned=_owned(row),
         name=row["name"],
         scopes=frozenset(row["scopes"]),
         hint=row["hint"],
@@ -247,5 +257,6 @@ def key_of(row: asyncpg.Record) -> Key:
     )
 
 
-def _deployment(row: asyncpg.Record) -> DeploymentId | None:
-    return DeploymentId(row["deployment_id"]) if row["deployment_id"] is not None else None
+def _owned(row: asyncpg.Record) -> Owned | None:
+    ids = ((kind, row[f"{kind}_id"]) for kind in OwnedKind)
+    return next((Owned(kind, value) for kind, value in ids if value is not None), None)

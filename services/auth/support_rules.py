@@ -8,11 +8,18 @@ from services.shared.errors import InvalidFieldError
 LEAST_LIFETIME = timedelta(seconds=1)
 MOST_LIFETIME = timedelta(hours=1)
 READ_SCOPES = frozenset(
-    {"audit:read", "deployments:read", "keys:read", "tenants:read", "usage:read"}
+    {
+        "audit:read",
+        "connections:read",
+        "deployments:read",
+        "keys:read",
+        "tenants:read",
+        "usage:read",
+    }
 )
-# Never keys:write, tenants:write or deployments:write, with which it would make or destroy what
-# outlives it; nor db:read or db:write, since the password that they open works on when the key does
-# not.
+# Never keys:write, tenants:write, deployments:write or connections:write, with which it would make
+# or destroy what outlives it; nor db:read, db:write or tokens:read, since the password or the token
+# that they open works on when the key does not.
 SUPPORT_SCOPES = READ_SCOPES | {"plan:write"}
 
 

@@ -41,24 +41,76 @@ async def connection(databases: Databases) -> "AsyncIterator[asyncpg.Connection[
 async def test_keys_with_every_scope_of_before_have_every_scope_of_now(
     connection: "asyncpg.Connection[asyncpg.Record]", tmp_path: Path
 ) -> None:
-    shutil.copy(MIGRATIONS / "0001_tenants_keys_audit.sql", tmp_path)
-    await migrate(connection, tmp_path)
+    await migrate(connection, until(1, tmp_path))
+    await insert_keys(connection, "tenant", FORMER, ["keys:write", "tenants:read"])
+    await migrate(connection, MIGRATIONS)
+    every, narrow = await scopes(connection)
+    assert set(every) == TENANT_SCOPES
+    assert narrow == ["keys:write", "tenants:read"]
+
+
+async def test_only_whole_keys_of_tenants_get_the_scopes_of_connections(
+    connection: "asyncpg.Connection[asyncpg.Record]", tmp_path: Path
+) -> None:
+    await migrate(connection, until(3, tmp_path))
+    whole = [*(scope for scope in FORMER if scope != "tenants:read"), "tenants:write"]
+    await insert_keys(connection, "tenant", whole, [*whole, "db:read"], whole[1:])
+    await insert_keys(connection, "deployment", ["db:write", "deployments:read", "usage:read"])
+    await migrate(connection, MIGRATIONS)
+    # As the request that made the key asks for them when it is repeated.
+    assert await scopes(connection) == [
+        sorted(TENANT_SCOPES),
+        sorted({*TENANT_SCOPES, "db:read"}),
+        whole[1:],
+        ["db:write", "deployments:read", "usage:read"],
+    ]
+
+
+def until(version: int, folder: Path) -> Path:
+    """Returns a folder with the migrations up to that one."""
+    for file in sorted(MIGRATIONS.glob("*.sql"))[:version]:
+        shutil.copy(file, folder)
+    return folder
+
+
+async def insert_keys(
+    connection: "asyncpg.Connection[asyncpg.Record]", kind: str, *scopes: list[str]
+) -> None:
+    """Writes a key for each list of scopes, as `auth_service`."""
     await connection.execute("SET ROLE auth_service")
     await connection.execute(
         "INSERT INTO tenants (tenant_id, name, plan, created_by, request_id)"
-        " VALUES ('ten_1', 'Acme', 'free', 'key', 'r')"
+        " VALUES ('ten_1', 'Acme', 'free', 'key', 'r') ON CONFLICT DO NOTHING"
     )
-    for number, scopes in enumerate((FORMER, ["keys:write", "tenants:read"])):
-        await connection.execute(
-            "INSERT INTO keys (key_id, kind, tenant_id, digest, hint, name, scopes, issued_by,"
-            " request_id) VALUES ($1, 'tenant', 'ten_1', $2, 'h', 'n', $3, 'key', $1)",
-            f"key_{number}",
-            bytes([number]),
-            scopes,
-        )
     await connection.execute("RESET ROLE")
-    await migrate(connection, MIGRATIONS)
-    await connection.execute("SET ROLE auth_service")
-    rows = await connection.fetch("SELECT scopes FROM keys ORDER BY key_id")
-    assert set(rows[0]["scopes"]) == TENANT_SCOPES
-    assert rows[1]["scopes"] == ["keys:write", "tenants:read"]
+    async with connection.transaction():
+        await connection.execute(
+            "SELECT set_config('role', 'auth_tenant', true),"
+            " set_config('bulkhead.tenant_id', 'ten_1', true)"
+        )
+        await connection.execute(
+            "INSERT INTO deployments (deployment_id, tenant_id) VALUES ('dep_1', 'ten_1')"
+            " ON CONFLICT DO NOTHING"
+        )
+        await connection.executemany(
+            "INSERT INTO keys (key_id, kind, tenant_id, deployment_id, digest, hint, name, scopes,"
+            " issued_by, request_id) VALUES ($1, $2, 'ten_1', $3, convert_to($1, 'UTF8'), 'h', 'n',"
+            " $4, 'key', $1)",
+            [
+                (
+                    f"key_{kind == 'deployment'}_{number}",
+                    kind,
+                    "dep_1" if kind == "deployment" else None,
+                    each,
+                )
+                for number, each in enumerate(scopes)
+            ],
+        )
+
+
+async def scopes(connection: "asyncpg.Connection[asyncpg.Record]") -> list[list[str]]:
+    """Returns the scopes of every key, in the order of their ids."""
+    async with connection.transaction():
+        await connection.execute("SET LOCAL ROLE auth_service")
+        rows = await connection.fetch("SELECT scopes FROM keys ORDER BY key_id")
+        return [row["scopes"] for row in rows]

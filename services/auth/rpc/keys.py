@@ -5,14 +5,15 @@ from typing import Any
 
 from bulkhead.auth.v1 import auth_service_pb2 as pb2
 
+from services.auth.domain import OwnedKind, id_of
 from services.auth.rpc.messages import (
     KIND_VALUES,
     MOST_NAME,
     effect_message,
     issued_message,
     key_message,
-    read_deployment_id,
     read_duration,
+    read_owned,
     read_request_id,
     read_time,
     resolution_message,
@@ -38,10 +39,13 @@ class KeysRpc(Part):
     async def IssueKey(self, request: pb2.IssueKeyRequest, context: Any) -> pb2.IssueKeyResponse:
         if len(request.scopes) > _MOST_SCOPES:
             raise InvalidFieldError("scopes", f"must be at most {_MOST_SCOPES}")
+        owned = read_owned(request)
+        if len(owned) > 1:
+            raise InvalidFieldError("connection_id", "must not be named together with a deployment")
         issued = await self._service.keys.issue(
             current_principal(),
             read_request_id(request.request_id),
-            read_deployment_id(request.deployment_id),
+            owned[0] if owned else None,
             request.scopes,
             text("name", request.name, least=0, most=MOST_NAME),
             read_time("expire_time", request.expire_time)
@@ -62,7 +66,8 @@ class KeysRpc(Part):
             key_id=issued.key_id,
             key=issued.key,
             kind=KIND_VALUES[issued.kind],
-            deployment_id=issued.deployment_id or "",
+            deployment_id=id_of(OwnedKind.DEPLOYMENT, issued.owned) or "",
+            connection_id=id_of(OwnedKind.CONNECTION, issued.owned) or "",
             scopes=sorted(issued.scopes),
             expire_time=timestamp_if(issued.expires_at),
             old_key_expire_time=timestamp(rotated.old_expires_at),
@@ -80,10 +85,10 @@ class KeysRpc(Part):
         tenant_id = current_principal().tenant
         size = page_size(request.page_size)
         # Another filter is another list.
-        list_name = f"keys {request.deployment_id}"
+        list_name = f"keys {request.deployment_id} {request.connection_id}"
         keys = await self._service.keys.page(
             tenant_id,
-            read_deployment_id(request.deployment_id),
+            read_owned(request),
             page_position(list_name, tenant_id, request.page_token),
             size + 1,
         )

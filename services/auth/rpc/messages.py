@@ -9,10 +9,9 @@ from bulkhead.common.v1 import access_pb2
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from services.auth.domain import Effect, IssuedKey, Key, Tenant
+from services.auth.domain import Effect, IssuedKey, Key, Owned, OwnedKind, Tenant, id_of
 from services.shared.errors import InvalidFieldError
 from services.shared.fields import text
-from services.shared.ids import DeploymentId
 from services.shared.principal import KeyKind, Plan, Principal
 from services.shared.principal_messages import PLANS
 
@@ -20,7 +19,10 @@ MOST_NAME = 100
 _MOST_REQUEST_ID = 64
 _NANOS = 1_000_000_000
 _MICROSECOND = timedelta(microseconds=1)
-_DEPLOYMENT_ID = re.compile(r"dep_[0-9a-z]{26}")
+_OWNED_ID: Mapping[OwnedKind, re.Pattern[str]] = {
+    OwnedKind.DEPLOYMENT: re.compile(r"dep_[0-9a-z]{26}"),
+    OwnedKind.CONNECTION: re.compile(r"con_[0-9a-z]{26}"),
+}
 
 KIND_VALUES: Mapping[KeyKind, "access_pb2.KeyKind.ValueType"] = {
     KeyKind.OPERATOR: access_pb2.KEY_KIND_OPERATOR,
@@ -46,22 +48,32 @@ def read_request_id(value: str) -> str:
     return text("request_id", value, most=_MOST_REQUEST_ID)
 
 
-def read_deployment_id(value: str) -> DeploymentId | None:
-    """Returns the deployment that is named; None when none is."""
-    if not value:
-        return None
-    return DeploymentId(text("deployment_id", value, most=MOST_NAME))
-
-
-def read_new_deployment_id(value: str) -> DeploymentId:
-    """Returns the id of a deployment that may be new.
+def read_owned(
+    request: pb2.IssueKeyRequest | pb2.ListKeysRequest,
+) -> list[Owned]:
+    """Returns the deployment and the connection, as far as they are named.
 
     Raises:
-        InvalidFieldError: it has not the form of one.
+        InvalidFieldError: an id is too long or not printable.
     """
-    if not _DEPLOYMENT_ID.fullmatch(value):
-        raise InvalidFieldError("deployment_id", "must be dep_ and 26 base-32 characters")
-    return DeploymentId(value)
+    named = (
+        (OwnedKind.DEPLOYMENT, request.deployment_id),
+        (OwnedKind.CONNECTION, request.connection_id),
+    )
+    return [
+        Owned(kind, text(f"{kind}_id", value, most=MOST_NAME)) for kind, value in named if value
+    ]
+
+
+def read_new_owned(kind: OwnedKind, value: str) -> Owned:
+    """Returns what may be new, by its id.
+
+    Raises:
+        InvalidFieldError: the id has not the form of one.
+    """
+    if not _OWNED_ID[kind].fullmatch(value):
+        raise InvalidFieldError(f"{kind}_id", f"must be {kind[:3]}_ and 26 base-32 characters")
+    return Owned(kind, value)
 
 
 def read_plan(value: "pb2.Plan.ValueType") -> Plan:
@@ -143,7 +155,8 @@ def issued_message(issued: IssuedKey) -> pb2.IssueKeyResponse:
         key_id=issued.key_id,
         key=issued.key,
         kind=KIND_VALUES[issued.kind],
-        deployment_id=issued.deployment_id or "",
+        deployment_id=id_of(OwnedKind.DEPLOYMENT, issued.owned) or "",
+        connection_id=id_of(OwnedKind.CONNECTION, issued.owned) or "",
         scopes=sorted(issued.scopes),
         expire_time=timestamp_if(issued.expires_at),
     )
@@ -154,7 +167,8 @@ def key_message(key: Key) -> pb2.Key:
     return pb2.Key(
         key_id=key.key_id,
         kind=KIND_VALUES[key.kind],
-        deployment_id=key.deployment_id or "",
+        deployment_id=id_of(OwnedKind.DEPLOYMENT, key.owned) or "",
+        connection_id=id_of(OwnedKind.CONNECTION, key.owned) or "",
         name=key.name,
         scopes=sorted(key.scopes),
         hint=key.hint,
@@ -181,5 +195,6 @@ def resolution_message(principal: Principal | None) -> pb2.Resolution:
             plan=PLAN_VALUES[principal.plan],
             expire_time=timestamp_if(principal.expires_at),
             bound_peer=principal.bound_peer or "",
+            connection_id=principal.connection_id or "",
         )
     )
