@@ -9,6 +9,9 @@ from bulkhead.credentials.v1.credentials_service_pb2_grpc import (
     add_CredentialsServiceServicer_to_server,
 )
 
+from services.credentials.catalogue_files import load_catalogue
+from services.credentials.oauth_clients import load_clients
+from services.credentials.outbound import open_outbound
 from services.credentials.rpc import CredentialsRpc
 from services.credentials.service import CredentialsService
 from services.credentials.settings import Settings
@@ -33,6 +36,11 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
         data_keys = DataKeys(database, keks)  # noqa: F841 what seals is added beside
         auth = await enter(open_channel(settings, "auth", settings.auth_target))
         resolver = await enter(open_key_resolver(auth))
+        catalogue = load_catalogue(
+            settings.providers_folder, private_targets=settings.allow_private_targets
+        )
+        clients = load_clients(settings.oauth_clients_file, catalogue)  # noqa: F841 the same
+        outbound = await enter(open_outbound(settings))  # noqa: F841 the same
         yield Service(
             registrations=[
                 Registration(

@@ -1,0 +1,210 @@
+"""Calls out of the mesh, to providers and webhooks: to public addresses only, bounded in all.
+
+A tenant names a part of some URLs and the whole of others. The address is looked up and judged
+here, and it is that very address which is connected to: a name that changes its mind between two
+look-ups gains nothing.
+"""
+
+import asyncio
+import ipaddress
+import socket
+import ssl
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import Any, Protocol
+
+import httpcore
+import httpx
+
+MOST_ANSWER_BYTES = 1 << 20
+_MOST_CONNECTIONS = 64
+# What an address of version 6 can carry within: RFC 6052's prefix for translation to version 4.
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+class OutboundSettings(Protocol):
+    """What is to be known for calls out of the mesh."""
+
+    @property
+    def allow_private_targets(self) -> bool:
+        """Whether they may go to private addresses, and in plaintext."""
+        ...
+
+    @property
+    def provider_timeout_seconds(self) -> float:
+        """How long one may take, with its answer."""
+        ...
+
+
+class AnswerTooLargeError(httpx.ReadError):
+    """The answer is larger than any that makes sense; what was sent has been heeded."""
+
+
+@asynccontextmanager
+async def open_outbound(settings: OutboundSettings) -> AsyncIterator[httpx.AsyncClient]:
+    """Yields the client for calls out of the mesh.
+
+    It follows no redirect, keeps no cookie, heeds no proxy of the environment. A request raises
+    httpx's ConnectError, ConnectTimeout or UnsupportedProtocol when nothing of it was sent, and any
+    other TransportError when something may have been.
+    """
+    transport = _Transport(
+        settings.provider_timeout_seconds, private=settings.allow_private_targets
+    )
+    async with httpx.AsyncClient(
+        transport=transport,
+        trust_env=False,
+        follow_redirects=False,
+        timeout=settings.provider_timeout_seconds,
+        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+        headers={"accept-encoding": "identity"},
+    ) as client:
+        yield client
+
+
+def is_public(address: str) -> bool:
+    """Returns whether an IP address belongs to the Internet at large.
+
+    What version 6 carries of version 4 (mapped, 6to4, translated) is judged as that.
+    """
+    parsed = _carried(ipaddress.ip_address(address.partition("%")[0]))
+    return parsed.is_global and not (
+        parsed.is_multicast or parsed.is_reserved or parsed.is_unspecified
+    )
+
+
+def _carried(address: _Address) -> _Address:
+    if isinstance(address, ipaddress.IPv4Address):
+        return address
+    if address in _NAT64:
+        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    return address.ipv4_mapped or address.sixtofour or address
+
+
+class _Backend(httpcore.AsyncNetworkBackend):
+    """Connects to addresses that may be called, and to no others."""
+
+    def __init__(self, *, private: bool) -> None:
+        self._private = private
+        self._connecting = httpcore.AnyIOBackend()
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,  # noqa: ASYNC109 as httpcore has it
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        """Returns a stream to the first address of `host` that may be called and answers."""
+        failure: Exception = httpcore.ConnectError("no address that may be called")
+        addresses = await self._addresses(host, port)
+        share = timeout / len(addresses) if timeout and addresses else timeout
+        for address in addresses:
+            try:
+                return await self._connecting.connect_tcp(
+                    address, port, share, local_address, socket_options
+                )
+            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+                failure = error
+        raise failure
+
+    async def _addresses(self, host: str, port: int) -> list[str]:
+        try:
+            found = await asyncio.get_running_loop().getaddrinfo(
+                host, port, type=socket.SOCK_STREAM
+            )
+        except (OSError, UnicodeError) as error:
+            raise httpcore.ConnectError("the name is not known") from error
+        addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+        return [each for each in addresses if self._private or is_public(each)]
+
+
+@dataclass
+class _Progress:
+    """Whether anything of a request may have left."""
+
+    sent: bool = False
+
+    async def trace(self, event: str, _details: Mapping[str, Any]) -> None:
+        """Notes that the headers are on their way; httpcore calls this as it goes."""
+        self.sent = self.sent or event == "http11.send_request_headers.started"
+
+
+class _Transport(httpx.AsyncBaseTransport):
+    """One request, one connection, one answer read whole, all within one time."""
+
+    def __init__(self, seconds: float, *, private: bool) -> None:
+        self._seconds = seconds
+        self._private = private
+        self._pool = httpcore.AsyncConnectionPool(
+            ssl_context=httpx.create_ssl_context(),
+            max_connections=_MOST_CONNECTIONS,
+            # A connection that the other side has closed meanwhile takes a request and gives no
+            # answer: what was sent on it would count as lost.
+            max_keepalive_connections=0,
+            network_backend=_Backend(private=private),
+        )
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Returns the answer with its whole body."""
+        if request.url.scheme != "https" and not (self._private and request.url.scheme == "http"):
+            raise httpx.UnsupportedProtocol("only https is called", request=request)
+        progress = _Progress()
+        with _as_httpx(request, progress):
+            async with asyncio.timeout(self._seconds):
+                return await self._answered(request, progress)
+
+    async def _answered(self, request: httpx.Request, progress: _Progress) -> httpx.Response:
+        answer = await self._pool.handle_async_request(_for_httpcore(request, progress))
+        try:
+            body = await _bounded(answer, request)
+        finally:
+            await answer.aclose()
+        # Nothing is unpacked: a small answer could become a very large one.
+        headers = [each for each in answer.headers if each[0].lower() != b"content-encoding"]
+        return httpx.Response(answer.status, headers=headers, content=body)
+
+    async def aclose(self) -> None:
+        """Ends what is under way."""
+        await self._pool.aclose()
+
+
+def _for_httpcore(request: httpx.Request, progress: _Progress) -> httpcore.Request:
+    url = request.url
+    return httpcore.Request(
+        method=request.method,
+        url=httpcore.URL(
+            scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path
+        ),
+        headers=request.headers.raw,
+        content=request.stream,
+        extensions={**request.extensions, "trace": progress.trace},
+    )
+
+
+async def _bounded(answer: httpcore.Response, request: httpx.Request) -> bytes:
+    body = bytearray()
+    async for part in answer.aiter_stream():
+        body += part
+        if len(body) > MOST_ANSWER_BYTES:
+            raise AnswerTooLargeError(f"more than {MOST_ANSWER_BYTES} bytes", request=request)
+    return bytes(body)
+
+
+@contextmanager
+def _as_httpx(request: httpx.Request, progress: _Progress) -> Iterator[None]:
+    try:
+        yield
+    except (TimeoutError, httpcore.TimeoutException) as error:
+        kind: type[httpx.TransportError] = (
+            httpx.ReadTimeout if progress.sent else httpx.ConnectTimeout
+        )
+        raise kind(type(error).__name__, request=request) from error
+    except (httpcore.NetworkError, httpcore.ProtocolError, ssl.SSLError, OSError) as error:
+        kind = httpx.ReadError if progress.sent else httpx.ConnectError
+        raise kind(type(error).__name__, request=request) from error
