@@ -12,7 +12,7 @@ from typing import Any
 from deploy.envoy.clusters import OTLP, clusters, endpoint
 from deploy.envoy.contracts import OpenMethod, contracts, open_methods
 from deploy.envoy.replies import AWAY, local_replies
-from deploy.envoy.routes import BUFFER, CHECK, route_configuration
+from deploy.envoy.routes import BUFFER, CHECK, RATE, route_configuration
 from deploy.envoy.settings import Address, EdgeSettings
 
 # What only the mesh may say; outsiders who say it are not heard.
@@ -158,7 +158,13 @@ def _filters(settings: EdgeSettings, *, checked: bool) -> list[dict[str, Any]]:
         "@type": f"{_TYPE}.filters.http.router.v3.Router",
         "suppress_envoy_headers": True,
     }
+    # Without a bucket of its own it limits only the routes that have one.
+    rate = {
+        "@type": f"{_TYPE}.filters.http.local_ratelimit.v3.LocalRateLimit",
+        "stat_prefix": "none",
+    }
     return [
+        {"name": RATE, "typed_config": rate},
         *check,
         # After the check: a stranger's body is not worth the memory.
         {"name": BUFFER, "typed_config": buffer},

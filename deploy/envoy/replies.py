@@ -50,13 +50,25 @@ TOO_LARGE = Problem(413, "FIELD_INVALID", "Too large", "The body of the request 
 HEADERS_TOO_LARGE = Problem(
     431, "FIELD_INVALID", "Too large", "The headers of the request are too large."
 )
+TOO_MANY = Problem(
+    429, "OVERLOADED", "Too many requests", "Too many requests came from this address.", retry=True
+)
 MALFORMED = Problem(400, "FIELD_INVALID", "Malformed", "The request is malformed.")
 TOO_SLOW = Problem(408, "DEADLINE_TOO_SHORT", "Too slow", "The request came too slowly.")
 
 
 def local_replies() -> dict[str, Any]:
     """Returns Envoy's `local_reply_config`: the first mapper that matches decides."""
-    problems = (AWAY, TOO_LATE, UNKNOWN, TOO_LARGE, HEADERS_TOO_LARGE, MALFORMED, TOO_SLOW)
+    problems = (
+        AWAY,
+        TOO_LATE,
+        UNKNOWN,
+        TOO_LARGE,
+        HEADERS_TOO_LARGE,
+        TOO_MANY,
+        MALFORMED,
+        TOO_SLOW,
+    )
     return {
         "mappers": [
             # A refusal by app_proxy is app_proxy's answer.

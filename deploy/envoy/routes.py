@@ -9,11 +9,20 @@ from deploy.envoy.replies import UNKNOWN
 from deploy.envoy.settings import EdgeSettings
 
 BUFFER = "envoy.filters.http.buffer"
+RATE = "envoy.filters.http.local_ratelimit"
 CHECK = "envoy.filters.http.ext_authz"
 _PER_ROUTE = {
     BUFFER: "type.googleapis.com/envoy.extensions.filters.http.buffer.v3.BufferPerRoute",
     CHECK: "type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute",
 }
+_RATE = "type.googleapis.com/envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit"
+# Where providers lead people back to, on the API's hosts alone.
+CALLBACK_PATH = "/oauth/callback"
+_CALLBACK_BYTES = 16 * 1024
+_CALLBACK_SECONDS = 60
+# For each address, and for all together.
+_CALLBACKS_EACH, _CALLBACKS_EACH_SECONDS = 30, 30
+_CALLBACKS_A_SECOND = 200
 _LIMIT_HEADERS = ("ratelimit", "ratelimit-policy")
 _UNARY_SECONDS = 60
 _STREAM_SECONDS = 3_600
@@ -45,7 +54,7 @@ def _api(hosts: Iterable[str], methods: Iterable[OpenMethod]) -> dict[str, Any]:
     return {
         "name": "api",
         "domains": list(hosts),
-        "routes": [*(_method(each) for each in methods), _nothing()],
+        "routes": [*(_method(each) for each in methods), _callback(), _nothing()],
         "typed_per_filter_config": _without(CHECK, BUFFER),
     }
 
@@ -64,6 +73,58 @@ def _method(method: OpenMethod) -> dict[str, Any]:
         },
         "decorator": {"operation": method.path[1:], "propagate": False},
     }
+
+
+def _callback() -> dict[str, Any]:
+    """The page at which an authorization ends: no key is asked for, its state stands for one.
+
+    State and code come in the query and in the form, so no span is made of it.
+    """
+    none = {"numerator": 0}
+    return {
+        "match": {"path": CALLBACK_PATH},
+        "route": {
+            "cluster": APP_PROXY_HTTP,
+            "timeout": f"{_CALLBACK_SECONDS}s",
+            "retry_policy": _RETRY,
+            "rate_limits": [{"actions": [{"remote_address": {}}]}],
+        },
+        "tracing": {
+            "client_sampling": none,
+            "random_sampling": none,
+            "overall_sampling": none,
+        },
+        "typed_per_filter_config": {
+            CHECK: {"@type": _PER_ROUTE[CHECK], "disabled": True},
+            BUFFER: {
+                "@type": _PER_ROUTE[BUFFER],
+                "buffer": {"max_request_bytes": _CALLBACK_BYTES},
+            },
+            RATE: _rate(),
+        },
+        "decorator": {"operation": "oauth callback", "propagate": False},
+    }
+
+
+def _rate() -> dict[str, Any]:
+    """A bound for each address; each Envoy counts by itself."""
+    always = {"default_value": {"numerator": 100}}
+    each = {
+        "entries": [{"key": "remote_address"}],
+        "token_bucket": _bucket(_CALLBACKS_EACH, _CALLBACKS_EACH, _CALLBACKS_EACH_SECONDS),
+    }
+    return {
+        "@type": _RATE,
+        "stat_prefix": "oauth_callback",
+        "filter_enabled": always,
+        "filter_enforced": always,
+        "descriptors": [each],
+        "token_bucket": _bucket(_CALLBACKS_A_SECOND, _CALLBACKS_A_SECOND, 1),
+    }
+
+
+def _bucket(most: int, fill: int, seconds: int) -> dict[str, Any]:
+    return {"max_tokens": most, "tokens_per_fill": fill, "fill_interval": f"{seconds}s"}
 
 
 def _deployments(domain: str) -> dict[str, Any]:

@@ -4,11 +4,13 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from deploy.envoy.routes import CALLBACK_PATH
 from deploy.local import pki, postgres, valkey
 from deploy.local.files import ensure_private, new_secret
 from deploy.local.layout import SERVICES, WITH_DATABASE, WITH_VALKEY, Layout
 from deploy.local.pki import Paths
 from deploy.local.ports import LOOPBACK
+from deploy.local.probes import EDGE
 from services.provisioner.drivers.postgres_install import USER_VARIABLE
 from services.shared.keyformat import new_key
 from services.shared.principal import KeyKind
@@ -98,6 +100,9 @@ def _own(
         case "credentials":
             # The service makes it: only it knows what belongs in there.
             return {"keyring_file": layout.secrets / "keyring"}
+        case "credentials":
+            # Where a browser on this machine reaches the front door.
+            return {"redirect_url": f"http://localhost:{ports[EDGE]}{CALLBACK_PATH}"}
         case "provisioner":
             return {
                 "database_secret_file": _secret(layout, "database"),

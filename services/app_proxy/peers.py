@@ -3,18 +3,26 @@
 from collections.abc import Iterator
 
 import grpc
+from bulkhead.credentials.v1 import credentials_service_pb2 as credentials_pb2
+from bulkhead.credentials.v1.credentials_service_pb2_grpc import CredentialsServiceStub
 from bulkhead.provisioner.v1 import provisioner_service_pb2 as provisioner_pb2
 from bulkhead.provisioner.v1.provisioner_service_pb2_grpc import ProvisionerServiceStub
 from bulkhead.ratelimit.v1 import ratelimit_service_pb2 as ratelimit_pb2
 
 from services.app_proxy.database.roles import Address, Role
 from services.app_proxy.door import Allowance, Decision
+from services.app_proxy.oauth import OutcomeUnknownError
+from services.app_proxy.oauth_pages import Asked
 from services.app_proxy.rate_limit_headers import Quota, burst_quota, month_quota
 from services.shared.clock import utc_now
 from services.shared.errors import UnavailableError
 from services.shared.limits import CoalescedLimits
 from services.shared.status import translated
 
+# A state works once: who calls it a second time is told that it was used.
+FINISH = "bulkhead.credentials.v1.CredentialsService/FinishAuthorization"
+# The provider is asked meanwhile.
+_FINISH_SECONDS = 40.0
 _DECISIONS = {
     ratelimit_pb2.DECISION_ALLOWED: Decision.ALLOWED,
     ratelimit_pb2.DECISION_BURST_EXCEEDED: Decision.BURST_EXCEEDED,
@@ -66,6 +74,35 @@ class ProvisionedDatabases:
                 request, metadata=(("authorization", f"Bearer {key}"),)
             )
         return Address(answer.host, answer.port, answer.database, answer.user, answer.password)
+
+
+class GrantAuthorizations:
+    """credentials, as `oauth.Authorizations`."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._stub = CredentialsServiceStub(channel)
+
+    async def describe(self, state: str) -> Asked:
+        """Returns what is asked for; see `Authorizations`."""
+        with translated():
+            answer = await self._stub.DescribeAuthorization(
+                credentials_pb2.DescribeAuthorizationRequest(state=state)
+            )
+        return Asked(
+            answer.provider_title, answer.connection_name, answer.beneficiary, tuple(answer.scopes)
+        )
+
+    async def finish(self, state: str, code: str) -> tuple[str, str]:
+        """Returns what is connected; see `Authorizations`."""
+        request = credentials_pb2.FinishAuthorizationRequest(state=state, code=code)
+        with translated():
+            try:
+                answer = await self._stub.FinishAuthorization(request, timeout=_FINISH_SECONDS)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                    raise OutcomeUnknownError from error
+                raise
+        return answer.provider_title, answer.connection_name
 
 
 def _allowance(result: ratelimit_pb2.AcquireResult) -> Allowance:

@@ -18,14 +18,19 @@ from services.app_proxy.database.pools import open_pools
 from services.app_proxy.database_tools import DatabaseTools
 from services.app_proxy.ext_authz import DoorServicer
 from services.app_proxy.mcp_endpoint import session_manager
-from services.app_proxy.peers import ProvisionedDatabases, RatelimitLimits
+from services.app_proxy.peers import (
+    FINISH,
+    GrantAuthorizations,
+    ProvisionedDatabases,
+    RatelimitLimits,
+)
 from services.app_proxy.route_cache import ValkeyRouteCache
 from services.app_proxy.rpc import RoutingServicer
 from services.app_proxy.service import Door, Routing
 from services.app_proxy.settings import Settings
 from services.app_proxy.store import RouteStore
 from services.app_proxy.tools import Toolbox
-from services.app_proxy.web import web_app
+from services.app_proxy.web import Callback, web_app
 from services.app_proxy.web_server import PEER, serving_web
 from services.shared.access import RemoteAuditor, RemoteAuthenticator, open_key_resolver
 from services.shared.channel import open_channel
@@ -59,7 +64,13 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
         pools = await stack.enter_async_context(
             open_pools(ProvisionedDatabases(provisioner), settings.pool_limits())
         )
-        app = _web(door, Executor(pools, settings.caps()), settings)
+        credentials = await stack.enter_async_context(
+            open_channel(settings, "credentials", settings.credentials_target, once=[FINISH])
+        )
+        callback = Callback(
+            GrantAuthorizations(credentials), settings.api_hosts, settings.callbacks_in_flight
+        )
+        app = _web(door, Executor(pools, settings.caps()), callback, settings)
         await stack.enter_async_context(serving_web(app, settings, settings.http_listen))
         yield Service(
             registrations=_registrations(routing, door),
@@ -83,12 +94,12 @@ def _cache(valkey: Valkey, settings: Settings) -> ValkeyRouteCache:
     )
 
 
-def _web(door: Door, executor: Executor, settings: Settings) -> ASGIApp:
+def _web(door: Door, executor: Executor, callback: Callback, settings: Settings) -> ASGIApp:
     catalogue = Catalogue(executor)
     # Tools made from a deployment's own tables are one more source here.
     toolbox = Toolbox([DatabaseTools(executor, catalogue)])
     sessions = session_manager(toolbox, settings.request_bytes)
-    return web_app(door, sessions, catalogue, toolbox, settings.bounds())
+    return web_app(door, sessions, catalogue, toolbox, settings.bounds(), callback)
 
 
 def _registrations(routing: Routing, door: Door) -> list[Registration]:

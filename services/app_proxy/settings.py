@@ -32,6 +32,10 @@ class Settings(ServiceSettings, PostgresSettings, ValkeySettings):
     http_listen: str = Field(default="127.0.0.1:0", pattern=r":\d{1,5}$")
     # Hosts are one label below it.
     domain: str = Field(default="localhost", pattern=r"^[a-z0-9.-]{1,200}$")
+    # The API's hosts, without port: there, and nowhere else, providers may lead people back to.
+    api_hosts: tuple[str, ...] = ("localhost", "127.0.0.1")
+    # People who are being led back at once; one more is asked to wait.
+    callbacks_in_flight: int = Field(default=32, ge=1)
     # Largest body of a request, in bytes.
     request_bytes: int = Field(default=4 * 1024 * 1024, ge=1_024)
 

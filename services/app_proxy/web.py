@@ -1,8 +1,12 @@
-"""What a deployment's host serves over HTTP: `/mcp`, `/llms.txt`, `/manifest.json`."""
+"""What is served over HTTP, below a deployment's host: `/mcp`, `/llms.txt`, `/manifest.json`.
+
+On the API's own hosts there is one path more: where providers lead people back to.
+"""
 
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from starlette.applications import Starlette
@@ -25,6 +29,7 @@ from services.app_proxy.door import (
     unknown_path,
 )
 from services.app_proxy.mcp_endpoint import GUEST
+from services.app_proxy.oauth import Authorizations, OAuthCallback
 from services.app_proxy.schema import Schema
 from services.app_proxy.service import Door
 from services.app_proxy.tools import Tool, Toolbox
@@ -34,14 +39,25 @@ from services.shared.errors import BulkheadError, PermissionDeniedError, Unavail
 _SCHEMA_SCOPE = "db:read"
 
 
+@dataclass(frozen=True, slots=True)
+class Callback:
+    """Where providers lead people back to."""
+
+    authorizations: Authorizations
+    # Of the API, without port.
+    hosts: Collection[str]
+    most_at_once: int
+
+
 def web_app(
     door: Door,
     sessions: StreamableHTTPSessionManager,
     catalogue: Catalogue,
     toolbox: Toolbox,
     bounds: Bounds,
+    callback: Callback,
 ) -> Starlette:
-    """Returns the application; every path of it needs a key of the host's deployment."""
+    """Returns the application; every path on a deployment's host needs a key of the deployment."""
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
@@ -56,6 +72,12 @@ def web_app(
     ]
     middleware = [
         Middleware(Observed),
+        Middleware(
+            OAuthCallback,
+            authorizations=callback.authorizations,
+            hosts=callback.hosts,
+            most_at_once=callback.most_at_once,
+        ),
         Middleware(Guarded, door=door),
         Middleware(Bounded, bounds=bounds),
     ]

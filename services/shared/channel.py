@@ -1,7 +1,7 @@
 """Channels to other services: mTLS, balanced, retried, with a deadline and the caller's key."""
 
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -20,38 +20,32 @@ _DEFAULT_SECONDS = 5.0
 # A callee gets a little less than its caller has left, so that the answer can still be used.
 _TRIM_SECONDS = 0.02
 
-_SERVICE_CONFIG = json.dumps(
-    {
-        "loadBalancingConfig": [{"round_robin": {}}],
-        "methodConfig": [
-            {
-                "name": [{}],
-                "retryPolicy": {
-                    "maxAttempts": 4,
-                    "initialBackoff": "0.05s",
-                    "maxBackoff": "0.5s",
-                    "backoffMultiplier": 2,
-                    "retryableStatusCodes": ["UNAVAILABLE"],
-                },
-            }
-        ],
-    }
-)
+_RETRIED = {
+    "name": [{}],
+    "retryPolicy": {
+        "maxAttempts": 4,
+        "initialBackoff": "0.05s",
+        "maxBackoff": "0.5s",
+        "backoffMultiplier": 2,
+        "retryableStatusCodes": ["UNAVAILABLE"],
+    },
+}
 
 
 @asynccontextmanager
 async def open_channel(
-    settings: ServiceSettings, service: str, target: str
+    settings: ServiceSettings, service: str, target: str, *, once: Sequence[str] = ()
 ) -> AsyncIterator[grpc.aio.Channel]:
     """Yields a channel to `service` at `target`; it connects when it is first used.
 
     The other end must present the certificate of `service`. UNAVAILABLE is retried, so every
-    method reached over it has to be safe to repeat.
+    method reached over it has to be safe to repeat, but those that `once` names
+    (`package.Service/Method`): they are called once.
     """
     options = [
         # Names the expected service whatever address it is reached by.
         ("grpc.ssl_target_name_override", service),
-        ("grpc.service_config", _SERVICE_CONFIG),
+        ("grpc.service_config", _service_config(once)),
         ("grpc.initial_reconnect_backoff_ms", 50),
         ("grpc.min_reconnect_backoff_ms", 50),
         ("grpc.max_reconnect_backoff_ms", 1_000),
@@ -64,6 +58,18 @@ async def open_channel(
         interceptors=[_UnaryCalls(), _StreamCalls()],
     ) as channel:
         yield channel
+
+
+def _service_config(once: Sequence[str]) -> str:
+    names = [method.partition("/") for method in once]
+    own = [{"service": service, "method": method} for service, _, method in names]
+    return json.dumps(
+        {
+            "loadBalancingConfig": [{"round_robin": {}}],
+            # The entry that names a method goes before the one that names all.
+            "methodConfig": [*([{"name": own}] if own else []), _RETRIED],
+        }
+    )
 
 
 class _UnaryCalls(grpc.aio.UnaryUnaryClientInterceptor):

@@ -17,7 +17,7 @@ from deploy.envoy.settings import Address, EdgeSettings, Identity
 from deploy.local.pki import Paths
 from deploy.local.ports import LOOPBACK, free_ports
 
-SERVICES = ("auth", "ratelimit", "provisioner", "app_proxy")
+SERVICES = ("auth", "ratelimit", "credentials", "provisioner", "app_proxy")
 
 
 @dataclass

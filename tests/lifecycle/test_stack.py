@@ -19,7 +19,16 @@ from deploy.local.ports import LOOPBACK, free_ports
 from deploy.local.waiting import until
 
 SECONDS = 60.0
-PROCESSES = ["postgres", "valkey", "auth", "ratelimit", "provisioner", "app_proxy", "edge"]
+PROCESSES = [
+    "postgres",
+    "valkey",
+    "auth",
+    "ratelimit",
+    "credentials",
+    "provisioner",
+    "app_proxy",
+    "edge",
+]
 
 
 @dataclass(frozen=True)
