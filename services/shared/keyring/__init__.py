@@ -2,11 +2,14 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import assert_never
 
 from services.shared.crypto import KeyEncryptionKeys
 from services.shared.keyring.file import FileSource
-from services.shared.keyring.held import HeldKeys
+from services.shared.keyring.held import HeldKeys, Source
+from services.shared.keyring.mounted import MountedSource
 from services.shared.keyring.settings import KeyringSettings
+from services.shared.keyring.transit import open_transit
 
 
 @asynccontextmanager
@@ -17,8 +20,21 @@ async def open_keyring(settings: KeyringSettings) -> AsyncIterator[KeyEncryption
         UnusableFileError: a file that they need cannot be used.
         UnavailableError: the holder cannot be reached.
     """
-    source = FileSource(settings.keyring_file)
-    source.ensure()
+    match settings.keyring:
+        case "file":
+            source = FileSource(settings.keyring_file)
+            source.ensure()
+            yield await _held(source)
+        case "mounted":
+            yield await _held(MountedSource(settings.keyring_folder))
+        case "transit":
+            async with open_transit(settings) as keys:
+                yield keys
+        case unknown:
+            assert_never(unknown)
+
+
+async def _held(source: Source) -> HeldKeys:
     keys = HeldKeys(source)
     await keys.open()
-    yield keys
+    return keys
