@@ -11,7 +11,7 @@ from services.shared.ids import AuditEventId, KeyId, TenantId, new_audit_event_i
 from services.shared.postgres import Connection, Database
 from services.shared.principal import Principal
 
-# So many events of one tenant are written by one transaction at the most.
+# Of so many calls of one tenant are the events written by one transaction at the most.
 _MOST_TOGETHER = 64
 
 
@@ -19,7 +19,7 @@ _MOST_TOGETHER = 64
 class _Writer:
     """Writes what one tenant does, one transaction at a time."""
 
-    write: Coalescer[NewEvent, None]
+    write: Coalescer[Sequence[NewEvent], None]
     waiting: int = 0
 
 
@@ -44,7 +44,7 @@ class AuditLog:
             UnavailableError: it cannot be written now.
         """
         event = new_event(principal.key_id, peer, method, resources, trace_id)
-        await self._write(principal.tenant_id, event)
+        await self.write(principal.tenant_id, [event])
         return event.event_id
 
     async def page(
@@ -54,11 +54,14 @@ class AuditLog:
         async with self._database.tenant(tenant_id) as connection:
             return await audit_store.list_audit_events(connection, tenant_id, wanted, after, limit)
 
-    async def _write(self, tenant_id: TenantId | None, event: NewEvent) -> None:
-        """Writes the event, together with others of the tenant that come at the same time.
+    async def write(self, tenant_id: TenantId | None, events: Sequence[NewEvent]) -> None:
+        """Writes the events, all or nothing, together with others that come at the same time.
 
         Events of one chain follow each other, so that each would wait for all before it, holding a
         connection that other tenants need (P-38).
+
+        Raises:
+            UnavailableError: they cannot be written now.
         """
         writer = self._writers.get(tenant_id)
         if writer is None:
@@ -67,22 +70,24 @@ class AuditLog:
             self._writers[tenant_id] = writer
         writer.waiting += 1
         try:
-            await writer.write(event)
+            await writer.write(events)
         finally:
             writer.waiting -= 1
             if writer.waiting == 0 and self._writers.get(tenant_id) is writer:
                 del self._writers[tenant_id]
 
     async def _write_together(
-        self, tenant_id: TenantId | None, events: Sequence[NewEvent]
+        self, tenant_id: TenantId | None, calls: Sequence[Sequence[NewEvent]]
     ) -> list[None]:
         # An operator has no tenant whose rows a tenant transaction could be confined to.
         transaction = (
             self._database.service() if tenant_id is None else self._database.tenant(tenant_id)
         )
         async with transaction as connection:
-            await audit_store.insert_audit_events(connection, tenant_id, events)
-        return [None] * len(events)
+            await audit_store.insert_audit_events(
+                connection, tenant_id, [event for events in calls for event in events]
+            )
+        return [None] * len(calls)
 
 
 async def record_with(

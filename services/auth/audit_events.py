@@ -71,5 +71,10 @@ def recordable(resources: Mapping[str, str]) -> dict[str, str]:
     }
 
 
+def recordable_text(value: str) -> str:
+    """Returns what a person wrote as it can be stored: printable, and none of it a key."""
+    return _printable(without_keys(value.strip()))
+
+
 def _printable(value: str) -> str:
     return "".join(character if character.isprintable() else "\ufffd" for character in value)

@@ -9,6 +9,7 @@ from bulkhead.auth.v1.auth_service_pb2_grpc import add_AuthServiceServicer_to_se
 from opentelemetry import metrics
 
 from services.auth.audit import AuditLog
+from services.auth.audit_intake import AuditIntake
 from services.auth.authenticator import LocalAuditor, LocalAuthenticator
 from services.auth.effects import Effects
 from services.auth.endings import Endings
@@ -68,12 +69,15 @@ def _service(
 ) -> AuthService:
     mint = Mint(keyring.current, settings.key_prefix)
     jobs = settings.job_key_lifetime
+    keys = Keys(database, mint, keyring, utc_now, job_key_lifetime=jobs)
+    audit = AuditLog(database)
     return AuthService(
         Tenants(database, mint, effects, utc_now, job_key_lifetime=jobs),
-        Keys(database, mint, keyring, utc_now, job_key_lifetime=jobs),
+        keys,
         Endings(database, mint, effects),
         OwnedIds(database, effects),
-        AuditLog(database),
+        audit,
+        AuditIntake(keys, audit),
         RevocationFeed(database),
         Watchers(database, settings.fence),
         LastUses(database, utc_now),

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from services.auth.audit import AuditLog
+from services.auth.audit_intake import AuditIntake
 from services.auth.endings import Endings
 from services.auth.keys import Keys
 from services.auth.last_uses import LastUses
@@ -22,6 +23,7 @@ class AuthService:
     endings: Endings
     owned: OwnedIds
     audit: AuditLog
+    intake: AuditIntake
     feed: RevocationFeed
     watchers: Watchers
     uses: LastUses

@@ -1,13 +1,15 @@
 """The audit log over the wire."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from bulkhead.auth.v1 import auth_service_pb2 as pb2
 
-from services.auth.audit_events import AuditEvent, Filter, recordable
+from services.auth.audit_events import AuditEvent, Filter, recordable, recordable_text
+from services.auth.audit_intake import Presented
 from services.auth.authenticator import current_trace_id
-from services.auth.rpc.messages import MOST_NAME, read_time, timestamp
+from services.auth.rpc.messages import MOST_NAME, read_digest, read_time, timestamp
 from services.auth.rpc.part import Part
 from services.shared.errors import InvalidFieldError
 from services.shared.fields import text
@@ -16,6 +18,9 @@ from services.shared.principal import current_caller, current_principal
 
 _MOST_METHOD = 200
 _MOST_RESOURCES = 32
+_MOST_REASON = 200
+_MOST_EVENTS = 256
+_TRACE_ID = re.compile(r"(?:[0-9a-f]{32})?")
 
 
 class AuditRpc(Part):
@@ -52,6 +57,40 @@ class AuditRpc(Part):
             current_trace_id(),
         )
         return pb2.RecordAuditEventResponse(event_id=event_id)
+
+    async def RecordAuditEvents(
+        self, request: pb2.RecordAuditEventsRequest, context: Any
+    ) -> pb2.RecordAuditEventsResponse:
+        if not 1 <= len(request.events) <= _MOST_EVENTS:
+            raise InvalidFieldError("events", f"must be 1 to {_MOST_EVENTS}")
+        service = current_caller().peer
+        presented = [_presented(service, event) for event in request.events]
+        event_ids = await self._service.intake.record(service, presented)
+        return pb2.RecordAuditEventsResponse(event_ids=[each or "" for each in event_ids])
+
+
+def _presented(service: str, event: pb2.NewAuditEvent) -> Presented:
+    return Presented(
+        read_digest("key_digest", event.key_digest),
+        text("peer", event.peer, most=MOST_NAME),
+        _own_method(service, event.method),
+        _resources(event.resources),
+        _reason(event.reason),
+        _trace_id(event.trace_id),
+    )
+
+
+def _reason(value: str) -> str:
+    """Returns the reason as it can be stored; what a person typed refuses no vend."""
+    if len(value) > _MOST_REASON:
+        raise InvalidFieldError("reason", f"must have at most {_MOST_REASON} characters")
+    return recordable_text(value)
+
+
+def _trace_id(value: str) -> str:
+    if not _TRACE_ID.fullmatch(value):
+        raise InvalidFieldError("trace_id", "must be 32 hex digits, or empty")
+    return value
 
 
 def _own_method(peer: str, value: str) -> str:

@@ -12,6 +12,7 @@ from services.auth.rpc.messages import (
     effect_message,
     issued_message,
     key_message,
+    read_digest,
     read_duration,
     read_owned,
     read_request_id,
@@ -30,7 +31,6 @@ from services.shared.principal import current_caller, current_principal
 _MOST_SCOPES = 32
 _MOST_GRACE = timedelta(days=7)
 _MOST_DIGESTS = 256
-_DIGEST_BYTES = 32
 
 
 class KeysRpc(Part):
@@ -103,9 +103,8 @@ class KeysRpc(Part):
     ) -> pb2.ResolveKeysResponse:
         if not 1 <= len(request.digests) <= _MOST_DIGESTS:
             raise InvalidFieldError("digests", f"must be 1 to {_MOST_DIGESTS}")
-        if any(len(digest) != _DIGEST_BYTES for digest in request.digests):
-            raise InvalidFieldError("digests", f"must have {_DIGEST_BYTES} bytes each")
-        sequence, principals = await self._service.keys.resolve(request.digests)
+        digests = [read_digest("digests", digest) for digest in request.digests]
+        sequence, principals = await self._service.keys.resolve(digests)
         return pb2.ResolveKeysResponse(
             sequence=sequence,
             resolutions=[resolution_message(principal) for principal in principals],

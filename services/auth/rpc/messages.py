@@ -17,6 +17,7 @@ from services.shared.principal_messages import PLANS
 
 MOST_NAME = 100
 _MOST_REQUEST_ID = 64
+_DIGEST_BYTES = 32
 _NANOS = 1_000_000_000
 _MICROSECOND = timedelta(microseconds=1)
 _OWNED_ID: Mapping[OwnedKind, re.Pattern[str]] = {
@@ -98,6 +99,17 @@ def read_time(field: str, value: Timestamp) -> datetime:
         return value.ToDatetime(UTC)
     except (ValueError, OverflowError):
         raise InvalidFieldError(field, "is not a time") from None
+
+
+def read_digest(field: str, value: bytes) -> bytes:
+    """Returns the SHA-256 of a key.
+
+    Raises:
+        InvalidFieldError: it has another length.
+    """
+    if len(value) != _DIGEST_BYTES:
+        raise InvalidFieldError(field, f"must have {_DIGEST_BYTES} bytes")
+    return value
 
 
 def read_duration(field: str, value: Duration, most: timedelta) -> timedelta:

@@ -294,8 +294,8 @@ class AuthServiceServicer:
 
     def RecordAuditEvents(self, request, context):
         """Writes events into the audit logs of the tenants of the presented keys, each key by its digest.
-        Those of keys that are not valid any more are left out, and said to be; the others are written
-        all or nothing.
+        Those of keys that are not valid any more are left out, and said to be; the others are written in
+        order, those of one tenant all or nothing. After an error those of some tenants may be written.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -79,8 +79,8 @@ class AuthServiceStub:
     """Revokes every key of the connection and lets none be issued again. Idempotent."""
     RecordAuditEvents: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.RecordAuditEventsRequest, _auth_service_pb2.RecordAuditEventsResponse]
     """Writes events into the audit logs of the tenants of the presented keys, each key by its digest.
-    Those of keys that are not valid any more are left out, and said to be; the others are written
-    all or nothing.
+    Those of keys that are not valid any more are left out, and said to be; the others are written in
+    order, those of one tenant all or nothing. After an error those of some tenants may be written.
     """
     RecordAuditEvent: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.RecordAuditEventRequest, _auth_service_pb2.RecordAuditEventResponse]
     """Writes one event into the audit log of the presented key's tenant."""
@@ -270,8 +270,8 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_auth_service_pb2.RecordAuditEventsRequest, _abc.Awaitable[_auth_service_pb2.RecordAuditEventsResponse]],
     ) -> _abc.Awaitable[_auth_service_pb2.RecordAuditEventsResponse]:
         """Writes events into the audit logs of the tenants of the presented keys, each key by its digest.
-        Those of keys that are not valid any more are left out, and said to be; the others are written
-        all or nothing.
+        Those of keys that are not valid any more are left out, and said to be; the others are written in
+        order, those of one tenant all or nothing. After an error those of some tenants may be written.
         """
 
     @_abc_1.abstractmethod
