@@ -37,6 +37,9 @@ class ConnectionState(StrEnum):
     DELETED = "deleted"
 
 
+GOING = frozenset({ConnectionState.DELETING, ConnectionState.DELETED})
+
+
 class StateReason(StrEnum):
     """`bulkhead.credentials.v1.StateReason`."""
 

@@ -10,12 +10,12 @@ from urllib.parse import urlsplit
 
 from services.credentials.catalogue import Provider
 from services.credentials.domain import MOST_SCOPES, ConnectionKind, OAuthClient
+from services.credentials.injection import is_sendable, is_username
 from services.shared.errors import InvalidFieldError
 
 MOST_SECRET_LENGTH = 8_192
 MOST_CLIENT_ID_LENGTH = 512
 MOST_USERNAME_LENGTH = 256
-MOST_PARAMETER_LENGTH = 253
 MOST_URL_LENGTH = 2_000
 _MOST_SCOPE_LENGTH = 256
 # RFC 6749, 3.3: visible ASCII without quotation mark and backslash.
@@ -126,22 +126,6 @@ def client_content(client: OAuthClient | None) -> list[str] | None:
     return None if client is None else [client.client_id, client.client_secret]
 
 
-def check_parameters(provider: Provider, given: Mapping[str, str]) -> None:
-    """Returns when `given` are what the provider's URLs need, each as its pattern says.
-
-    Raises:
-        InvalidFieldError: one is missing, not declared, too long or does not match.
-    """
-    if unknown := sorted(set(given) - set(provider.parameters)):
-        raise InvalidFieldError("parameters", f"{provider.name} takes no {unknown[0]}")
-    for name, pattern in provider.parameters.items():
-        value = given.get(name)
-        if value is None:
-            raise InvalidFieldError("parameters", f"{provider.name} needs {name}")
-        if len(value) > MOST_PARAMETER_LENGTH or re.fullmatch(pattern, value) is None:
-            raise InvalidFieldError("parameters", f"{name} must match {pattern}")
-
-
 def check_kind(provider: Provider, kind: ConnectionKind, credential_field: str) -> None:
     """Returns when connections of that kind can be made to the provider.
 
@@ -161,10 +145,11 @@ def check_username(provider: Provider, kept: KeptSecret) -> None:
     """
     if kept.kind is not ConnectionKind.API_KEY:
         return
-    injection = provider.inject_api_key or provider.inject
-    wanted = "{username}" in injection.template
-    if wanted and not kept.username:
-        raise InvalidFieldError("api_key.username", f"{provider.name} needs one beside the key")
+    wanted = provider.injection(kept.kind).wants_username
+    if wanted and not is_username(kept.username):
+        raise InvalidFieldError(
+            "api_key.username", f"{provider.name} needs one beside the key, without a colon"
+        )
     if kept.username and not wanted:
         raise InvalidFieldError("api_key.username", f"{provider.name} takes none")
 
@@ -197,7 +182,7 @@ def read_secret(
     stripped = value.strip()
     if not least <= len(stripped) <= most:
         raise InvalidFieldError(field_name, f"must have {least} to {most} characters")
-    if not (stripped.isascii() and stripped.isprintable()):
+    if stripped and not is_sendable(stripped):
         raise InvalidFieldError(field_name, "must have printable ASCII characters only")
     return stripped
 
@@ -206,7 +191,7 @@ def read_redirect_url(value: str) -> str:
     """Returns a redirect URL of the caller's own: https, or http on loopback (RFC 8252, 7.3).
 
     Raises:
-        InvalidFieldError: it is neither, or has what a redirect URL must not have (RFC 6749, 3.1.2).
+        InvalidFieldError: it is neither, or has more than one may have (RFC 6749, 3.1.2).
     """
     if len(value) > MOST_URL_LENGTH or not (value.isascii() and value.isprintable()):
         raise InvalidFieldError("redirect_url", "must be a URL in printable ASCII")
