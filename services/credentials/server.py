@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 
 from bulkhead.credentials.v1 import credentials_service_pb2 as pb2
@@ -15,7 +16,10 @@ from services.credentials.outbound import open_outbound
 from services.credentials.rpc import CredentialsRpc
 from services.credentials.service import CredentialsService
 from services.credentials.settings import Settings
+from services.credentials.webhook_delivery import Deliveries
+from services.credentials.webhooks import Webhooks
 from services.shared.access import RemoteAuditor, RemoteAuthenticator, open_key_resolver
+from services.shared.background import background
 from services.shared.channel import open_channel
 from services.shared.data_keys import DataKeys
 from services.shared.keyring import open_keyring
@@ -33,7 +37,7 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
         enter = stack.enter_async_context
         database = await enter(open_database(settings, _NAME, _MIGRATIONS))
         keks = await enter(open_keyring(settings))
-        data_keys = DataKeys(database, keks)  # noqa: F841 what seals is added beside
+        data_keys = DataKeys(database, keks)
         auth = await enter(open_channel(settings, "auth", settings.auth_target))
         resolver = await enter(open_key_resolver(auth))
         catalogue = load_catalogue(
@@ -41,11 +45,22 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
         )
         clients = load_clients(settings.oauth_clients_file, catalogue)  # noqa: F841 the same
         outbound = await enter(open_outbound(settings))  # noqa: F841 the same
+        webhooks = Webhooks(
+            database, data_keys, allow_private_targets=settings.allow_private_targets
+        )
+        deliveries = Deliveries(
+            database,
+            data_keys,
+            await enter(open_outbound(_for_webhooks(settings))),
+            first_retry=timedelta(seconds=settings.webhook_retry_seconds),
+        )
+        await enter(background(deliveries.run()))
+        service = CredentialsService(webhooks=webhooks)
         yield Service(
             registrations=[
                 Registration(
                     pb2.DESCRIPTOR.services_by_name["CredentialsService"],
-                    CredentialsRpc(CredentialsService()),
+                    CredentialsRpc(service),
                     add_CredentialsServiceServicer_to_server,
                 )
             ],
@@ -53,3 +68,10 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
             auditor=RemoteAuditor(auth),
             checks={"postgres": database.check},
         )
+
+
+def _for_webhooks(settings: Settings) -> Settings:
+    """Returns what calls to webhooks heed: their own patience, in connections of their own."""
+    return settings.model_copy(
+        update={"provider_timeout_seconds": settings.webhook_timeout_seconds}
+    )

@@ -1,7 +1,7 @@
 """credentials.proto to the domain and back, a file a subject."""
 
-from services.credentials.rpc.part import Part
+from services.credentials.rpc.webhooks import WebhooksRpc
 
 
-class CredentialsRpc(Part):
+class CredentialsRpc(WebhooksRpc):
     """Every method of `CredentialsService`."""
