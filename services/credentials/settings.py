@@ -31,8 +31,8 @@ class Settings(ServiceSettings, PostgresSettings, KeyringSettings):
     allow_private_targets: bool = False
     # How long a provider may take to answer.
     provider_timeout_seconds: float = Field(default=15.0, gt=0, le=60)
-    # How long a webhook's receiver may take to answer, and when one that failed is tried again; each
-    # time after that takes longer.
+    # How long a webhook's receiver may take to answer, and how soon a report that failed is tried
+    # again; each time after that takes longer.
     webhook_timeout_seconds: float = Field(default=10.0, gt=0, le=60)
     webhook_retry_seconds: float = Field(default=5.0, gt=0)
     # How long after a refresh was interrupted the provider may still be at it: no sooner is it
