@@ -121,6 +121,9 @@ class RevokeRequest(_Declared):
     # Of the parameter with the token; and whether `token_type_hint` goes with it.
     parameter: Name = "token"
     hint: bool = True
+    # How it says that the token is of no use already, where that is not a success (RFC 7009, 2.2).
+    gone_statuses: tuple[Annotated[int, Field(ge=400, le=499)], ...] = ()
+    gone_errors: tuple[Text, ...] = ()
     # Which tokens it takes, the better one first.
     tokens: Annotated[tuple[TokenHint, ...], Field(min_length=1)] = (
         "refresh_token",
@@ -138,9 +141,10 @@ class OAuth(_Declared):
     refresh_url: str = ""
     # Empty: grants are not withdrawn by request (RFC 7009). `{client_id}` is the client's.
     revoke_url: str = ""
-    # Empty: it cannot be asked whether a token is good (RFC 7662).
+    # Empty: it cannot be asked whether a refresh token is good (RFC 7662).
     introspect_url: str = ""
-    # What a URL for authorization carries beside, as `access_type: offline`.
+    # What a URL for authorization carries beside, as `access_type: offline`; and each request to
+    # the token endpoint. `{name}` stands for a connection's parameter.
     authorize_parameters: Mapping[str, Text] = {}
     token_parameters: Mapping[str, Text] = {}
     # Sent with each request to these endpoints beside `Accept`.
@@ -158,9 +162,11 @@ class OAuth(_Declared):
     # The lifetime in seconds.
     expires_in_at: AnswerPath = "expires_in"
     scope_at: AnswerPath = "scope"
+    # Between the scopes of an answer; empty: as in what is sent.
+    granted_scope_separator: Literal["", " ", ","] = ""
     # Where an error is named, also in an answer with status 200.
     error_at: AnswerPath = "error"
-    # Errors beside RFC 6749's that mean the grant is of no use any more.
+    # What these errors mean here, whatever RFC 6749 says of them: the grant is of no use any more.
     grant_errors: tuple[Text, ...] = ()
     # The same, for the client.
     client_errors: tuple[Text, ...] = ()
@@ -213,6 +219,14 @@ class Provider(_Declared):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         _check_kinds(self)
+        return self
+
+    @model_validator(mode="after")
+    def _declared(self) -> Self:
+        for field, text in _templates(self):
+            unknown = places(text) - set(self.parameters)
+            if unknown:
+                raise ValueError(f"{field}: {{{min(unknown)}}} is not declared in parameters")
         return self
 
     @model_validator(mode="after")
@@ -291,3 +305,16 @@ def _urls(provider: Provider) -> list[tuple[str, str, set[str]]]:
             ("oauth.revoke_url", oauth.revoke_url, names | {_CLIENT_ID}),
         ]
     return [(field, url, allowed) for field, url, allowed in found if url]
+
+
+def _templates(provider: Provider) -> list[tuple[str, str]]:
+    oauth = provider.oauth
+    if oauth is None:
+        return []
+    sent = (
+        ("authorize_parameters", oauth.authorize_parameters),
+        ("token_parameters", oauth.token_parameters),
+    )
+    return [
+        (f"oauth.{field}.{name}", text) for field, texts in sent for name, text in texts.items()
+    ]

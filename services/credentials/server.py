@@ -11,6 +11,7 @@ from bulkhead.credentials.v1.credentials_service_pb2_grpc import (
 )
 
 from services.credentials.catalogue_files import load_catalogue
+from services.credentials.gateway import HttpGateway
 from services.credentials.oauth_clients import load_clients
 from services.credentials.outbound import open_outbound
 from services.credentials.rpc import CredentialsRpc
@@ -44,7 +45,7 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
             settings.providers_folder, private_targets=settings.allow_private_targets
         )
         clients = load_clients(settings.oauth_clients_file, catalogue)  # noqa: F841 the same
-        outbound = await enter(open_outbound(settings))  # noqa: F841 the same
+        gateway = HttpGateway(await enter(open_outbound(settings)))  # noqa: F841 the same
         webhooks = Webhooks(
             database, data_keys, allow_private_targets=settings.allow_private_targets
         )
