@@ -181,6 +181,8 @@ async def running_mesh(
             values |= (await databases.fresh(service)).model_dump()
         if service in _WITH_VALKEY:
             values |= _valkey(valkey, service)
+        if service == "app_proxy":
+            values["http_listen"] = f"127.0.0.1:{free_ports(1)[0]}"
         settings[service] = settings_type(**(values | dict(overrides.get(service, {}))))
     mesh = Mesh(own_home, pki, ports, settings, operator_key)
     try:
@@ -204,6 +206,9 @@ def _common(home: Path, operator_key: str, ports: Mapping[str, int]) -> dict[str
         "bootstrap_operator_key_file": write_private(home / "operator.key", operator_key),
         "database_secret_file": write_private(home / "database.secret", secrets.token_hex(32)),
         "keyring_file": home / "keyring",
+        # Providers and receivers of webhooks are on loopback here.
+        "allow_private_targets": True,
+        "webhook_retry_seconds": 0.2,
         "servers_home": home,
     }
 
