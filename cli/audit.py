@@ -1,6 +1,7 @@
 """The commands `bulkhead audit …`."""
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated
@@ -13,6 +14,7 @@ from cli.audit_verification import verify
 from cli.moments import Since, Until, past
 from cli.options import CALL_SECONDS, Api, Json, KeyFile, Limit, Timeout
 from cli.paging import show_list
+from cli.panels import WATCH
 from cli.rendering import table, time_text
 from cli.session import Connection, Session, run
 
@@ -64,7 +66,7 @@ def register(app: typer.Typer) -> None:
     audit.command("list", epilog=_LIST_EXAMPLE)(list_all)
     audit.command("export", epilog=_EXPORT_EXAMPLE)(export)
     audit.command("verify", epilog=_VERIFY_EXAMPLE)(verify)
-    app.add_typer(audit, name="audit")
+    app.add_typer(audit, name="audit", rich_help_panel=WATCH)
 
 
 def list_all(
@@ -84,7 +86,9 @@ def list_all(
     asked = _asked(method, by, about, since, until)
 
     def text(events: list[pb.AuditEvent]) -> str:
-        return _listed(events) if events else f"no events match {asked}" if asked else "no events"
+        return (
+            events_table(events) if events else f"no events match {asked}" if asked else "no events"
+        )
 
     async def command(session: Session) -> None:
         async def ask(size: int, token: str) -> pb.ListAuditEventsResponse:
@@ -167,7 +171,8 @@ def _asked(method: str, by: str, about: str, since: str, until: str) -> str:
     return " ".join(f"{name} {shlex.quote(value)}" for name, value in filters.items() if value)
 
 
-def _listed(events: list[pb.AuditEvent]) -> str:
+def events_table(events: Sequence[pb.AuditEvent]) -> str:
+    """Returns events of the log as a table."""
     header = ("no.", "time", "method", "key id", "from", "about", "reason", "trace")
     return table(header, [_row(event) for event in events])
 

@@ -2,7 +2,20 @@
 
 import typer
 
-from cli import audit, deployments, keys, plans, support, tenants, usage
+from cli import (
+    audit,
+    bindings,
+    connections,
+    deployments,
+    keys,
+    plans,
+    providers,
+    support,
+    tenants,
+    usage,
+    vending,
+    webhooks,
+)
 
 # What `bulkhead --help` ends with; paragraphs, since help joins the lines of one.
 TOUR = """A first day with it:
@@ -21,14 +34,23 @@ TOUR = """A first day with it:
 
 7. bulkhead usage --deployment dep_… — what it has used of its limits
 
-8. bulkhead key rotate key_… — a new key in its place; the old one works for another day
+8. bulkhead connection create github --name build --token-file - — keeps a token of yours
 
-9. bulkhead audit verify — recomputes the hash of every event of all this, and looks for gaps
+9. bulkhead binding create dep_… con_… — lends it to that deployment, which may now vend it
+
+10. bulkhead key rotate key_… — a new key in its place; the old one works for another day
+
+11. bulkhead audit verify — recomputes the hash of every event of all this, and looks for gaps
 
 Exit codes: 0 done, 1 refused (the reason is on stderr), 2 wrong use."""
 
 
+_OWN = (tenants, deployments, keys, plans)
+_LENT = (providers, connections, bindings, vending, webhooks)
+_WATCHED = (usage, audit, support)
+
+
 def register(app: typer.Typer) -> None:
     """Adds the client's commands to the command line, in the order of a first day with them."""
-    for commands in (tenants, deployments, keys, usage, audit, support, plans):
+    for commands in (*_OWN, *_LENT, *_WATCHED):
         commands.register(app)

@@ -22,6 +22,7 @@ from cli.options import (
     WaitSeconds,
 )
 from cli.paging import show_list
+from cli.panels import TENANT
 from cli.rendering import document, enum_text, fields, table, time_text
 from cli.session import Connection, Session, run
 
@@ -60,7 +61,7 @@ def register(app: typer.Typer) -> None:
     deployments.command("get", epilog=_GET_EXAMPLE)(get)
     deployments.command("connection", epilog=_CONNECTION_EXAMPLE)(connection)
     deployments.command("delete", epilog=_DELETE_EXAMPLE)(delete)
-    app.add_typer(deployments, name="deployment")
+    app.add_typer(deployments, name="deployment", rich_help_panel=TENANT)
 
 
 _CREATE_EXAMPLE = """Examples:

@@ -13,6 +13,7 @@ from cli.key_table import key_table
 from cli.moments import duration, future
 from cli.options import CALL_SECONDS, Api, Json, KeyFile, Limit, RequestId, Timeout
 from cli.paging import show_list
+from cli.panels import TENANT
 from cli.rendering import document, enum_text, fields, time_text
 from cli.session import Connection, Session, run
 
@@ -43,7 +44,7 @@ def register(app: typer.Typer) -> None:
     keys.command("rotate", epilog=_ROTATE_EXAMPLE)(rotate)
     keys.command("list", epilog=_LIST_EXAMPLE)(list_all)
     keys.command("revoke", epilog=_REVOKE_EXAMPLE)(revoke)
-    app.add_typer(keys, name="key")
+    app.add_typer(keys, name="key", rich_help_panel=TENANT)
 
 
 def issue(

@@ -1,6 +1,7 @@
 """Lists, followed from page to page."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from google.protobuf.message import Message
@@ -9,6 +10,7 @@ from cli.rendering import document
 from cli.session import Session
 
 MOST_PER_PAGE = 1_000
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 # Asks for a page of so many items after a token, and returns the answer.
 Ask = Callable[[int, str], Awaitable[Any]]
@@ -21,10 +23,11 @@ async def show_list(
     limit: int | None,
     text: Callable[[list[Any]], str],
     also: Sequence[str] = (),
+    known: Mapping[str, Any] = _NOTHING,
 ) -> None:
     """Prints all items of the answers' field `name`, or the first `limit`.
 
-    With `--json` also the fields `also` of the first answer.
+    With `--json` also the fields `also` of the first answer, and what is `known` beside.
     """
     found: list[Any] = []
     token = ""
@@ -38,7 +41,7 @@ async def show_list(
         if not token or (limit is not None and len(found) >= limit):
             break
     shown = found[:limit]
-    session.show({name: [document(one) for one in shown], **more}, text(shown))
+    session.show({**known, name: [document(one) for one in shown], **more}, text(shown))
 
 
 def _fields(answer: Message, names: Sequence[str]) -> dict[str, Any]:

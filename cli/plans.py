@@ -7,6 +7,7 @@ from bulkhead.auth.v1 import auth_service_pb2 as pb
 
 from cli.effect import effect_lines
 from cli.options import CALL_SECONDS, Api, Json, KeyFile, Timeout
+from cli.panels import TENANT
 from cli.rendering import document
 from cli.session import Connection, Session, run
 from cli.tenants import Plan, plan_text
@@ -22,7 +23,7 @@ def register(app: typer.Typer) -> None:
     # Kept as a group of one, so that it reads like the other commands.
     plans.callback()(_group)
     plans.command("change", epilog=_CHANGE_EXAMPLE)(change)
-    app.add_typer(plans, name="plan")
+    app.add_typer(plans, name="plan", rich_help_panel=TENANT)
 
 
 def _group() -> None:

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from cli.panels import MACHINE
+
 State = Annotated[
     Path,
     typer.Option("--state", metavar="DIR", help="The folder that holds everything of the stack."),
@@ -61,9 +63,9 @@ bulkhead status --json | jq '.servers[].data_directory'"""
 
 def register(app: typer.Typer) -> None:
     """Adds the commands to the command line."""
-    app.command("up", epilog=_UP_EXAMPLES)(up)
-    app.command("down", epilog=_DOWN_EXAMPLES)(down)
-    app.command("status", epilog=_STATUS_EXAMPLES)(status)
+    app.command("up", epilog=_UP_EXAMPLES, rich_help_panel=MACHINE)(up)
+    app.command("down", epilog=_DOWN_EXAMPLES, rich_help_panel=MACHINE)(down)
+    app.command("status", epilog=_STATUS_EXAMPLES, rich_help_panel=MACHINE)(status)
 
 
 def up(

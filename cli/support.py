@@ -8,6 +8,7 @@ from bulkhead.auth.v1 import auth_service_pb2 as pb
 
 from cli.moments import duration
 from cli.options import CALL_SECONDS, Api, Json, KeyFile, RequestId, Timeout
+from cli.panels import WATCH
 from cli.rendering import document, fields, time_text
 from cli.session import Connection, Session, run
 
@@ -28,7 +29,7 @@ def register(app: typer.Typer) -> None:
     # Kept as a group of one, so that it reads like the other commands about keys.
     support.callback()(_group)
     support.command("issue", epilog=_ISSUE_EXAMPLE)(issue)
-    app.add_typer(support, name="support-key")
+    app.add_typer(support, name="support-key", rich_help_panel=WATCH)
 
 
 def _group() -> None:

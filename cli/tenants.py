@@ -8,6 +8,7 @@ import typer
 from bulkhead.auth.v1 import auth_service_pb2 as pb
 
 from cli.options import CALL_SECONDS, Api, Json, KeyFile, RequestId, Timeout
+from cli.panels import TENANT
 from cli.rendering import document, enum_text, fields, time_text
 from cli.session import Connection, Session, run
 
@@ -33,7 +34,7 @@ def register(app: typer.Typer) -> None:
     tenants = typer.Typer(no_args_is_help=True, help="Create a tenant; look at your own.")
     tenants.command("create", epilog=_CREATE_EXAMPLE)(create)
     tenants.command("get", epilog=_GET_EXAMPLE)(get)
-    app.add_typer(tenants, name="tenant")
+    app.add_typer(tenants, name="tenant", rich_help_panel=TENANT)
 
 
 _CREATE_EXAMPLE = """Example, with the operator's key:

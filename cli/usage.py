@@ -6,6 +6,7 @@ import typer
 from bulkhead.ratelimit.v1 import ratelimit_service_pb2 as pb
 
 from cli.options import CALL_SECONDS, Api, Json, KeyFile, Timeout
+from cli.panels import WATCH
 from cli.rendering import document, fields, time_text
 from cli.session import Connection, Session, run
 
@@ -14,7 +15,7 @@ _EXAMPLE = """Example: bulkhead usage --deployment dep_… --json | jq .remainin
 
 def register(app: typer.Typer) -> None:
     """Adds `usage` to the command line."""
-    app.command("usage", epilog=_EXAMPLE)(usage)
+    app.command("usage", epilog=_EXAMPLE, rich_help_panel=WATCH)(usage)
 
 
 def usage(

@@ -8,6 +8,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from cli.panels import ORDER
 from cli.refusal import Refusal
 from cli.rendering import as_json
 
@@ -24,6 +25,14 @@ class Commands(TyperGroup):
         with _told(json="--json" in args):
             refuse_keys(args)
         return super().parse_args(ctx, args)
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Returns the commands' names, those under one heading together."""
+        return sorted(super().list_commands(ctx), key=self._place)
+
+    def _place(self, name: str) -> int:
+        heading = getattr(self.commands[name], "rich_help_panel", "")
+        return ORDER.index(heading) if heading in ORDER else len(ORDER)
 
     def invoke(self, ctx: Any) -> Any:
         """Runs the command."""
