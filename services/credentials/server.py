@@ -8,13 +8,17 @@ from pathlib import Path
 from bulkhead.credentials.v1 import credentials_service_pb2 as pb2
 from bulkhead.credentials.v1.credentials_service_pb2_grpc import (
     add_CredentialsServiceServicer_to_server,
+    add_KeyringServiceServicer_to_server,
 )
 
 from services.credentials.catalogue_files import load_catalogue
 from services.credentials.gateway import HttpGateway
+from services.credentials.keyring import Keyring
 from services.credentials.oauth_clients import load_clients
 from services.credentials.outbound import open_outbound
+from services.credentials.rewrapping import Rewrapping
 from services.credentials.rpc import CredentialsRpc
+from services.credentials.rpc.keyring import KeyringRpc
 from services.credentials.service import CredentialsService
 from services.credentials.settings import Settings
 from services.credentials.webhook_delivery import Deliveries
@@ -57,13 +61,20 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
         )
         await enter(background(deliveries.run()))
         service = CredentialsService(webhooks=webhooks)
+        rewrapping = Rewrapping(database, keks)
+        await enter(background(rewrapping.run()))
         yield Service(
             registrations=[
                 Registration(
                     pb2.DESCRIPTOR.services_by_name["CredentialsService"],
                     CredentialsRpc(service),
                     add_CredentialsServiceServicer_to_server,
-                )
+                ),
+                Registration(
+                    pb2.DESCRIPTOR.services_by_name["KeyringService"],
+                    KeyringRpc(Keyring(database, keks, rewrapping)),
+                    add_KeyringServiceServicer_to_server,
+                ),
             ],
             authenticator=RemoteAuthenticator(resolver, settings.key_prefix),
             auditor=RemoteAuditor(auth),

@@ -9,15 +9,32 @@ CREATE DOMAIN sealed AS bytea;
 -- A data key under a key-encryption key, bound to tenant and ids.
 CREATE DOMAIN wrapped AS bytea;
 
+-- Key-encryption keys that were used here; what they are, only their holder knows.
+CREATE TABLE key_encryption_keys (
+    kek_id     text PRIMARY KEY,
+    -- Not once it is destroyed, or about to be.
+    usable     boolean NOT NULL DEFAULT true,
+    -- When a rotation named it: the last one that was is what data keys are wrapped under anew.
+    chosen_at  timestamptz,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    UNIQUE (kek_id, usable)
+);
+
 -- One data key a tenant. Without its row nothing of the tenant can be decrypted.
 CREATE TABLE data_keys (
     tenant_id   text PRIMARY KEY,
     data_key_id text NOT NULL UNIQUE,
     -- Of the key-encryption key in `wrapped_key`.
     kek_id      text NOT NULL,
+    -- No data key is under a key-encryption key that is destroyed, and none is destroyed that a
+    -- data key is under, whoever writes and however late they learn of it.
+    kek_usable  boolean NOT NULL GENERATED ALWAYS AS (true) STORED,
     wrapped_key wrapped NOT NULL,
     created_at  timestamptz NOT NULL DEFAULT now(),
-    wrapped_at  timestamptz NOT NULL DEFAULT now()
+    wrapped_at  timestamptz NOT NULL DEFAULT now(),
+    -- When it could not be unwrapped to be wrapped anew.
+    unreadable_at timestamptz,
+    FOREIGN KEY (kek_id, kek_usable) REFERENCES key_encryption_keys (kek_id, usable)
 );
 CREATE INDEX data_keys_by_kek ON data_keys (kek_id);
 
@@ -95,6 +112,8 @@ CREATE TABLE access_tokens (
     expires_at    timestamptz,
     issued_at     timestamptz NOT NULL DEFAULT now(),
     scopes        text[],
+    -- The minute of the last vend of it or of one before it: what is in use is refreshed ahead.
+    last_vended_at timestamptz,
     PRIMARY KEY (connection_id, scope_key),
     FOREIGN KEY (tenant_id, connection_id) REFERENCES connections (tenant_id, connection_id)
 );
@@ -121,7 +140,8 @@ CREATE UNIQUE INDEX bindings_exclusive ON bindings (connection_id) WHERE exclusi
 CREATE INDEX bindings_of_connection ON bindings (connection_id);
 CREATE INDEX bindings_of_tenant ON bindings (tenant_id, created_at DESC, binding_id DESC);
 
--- Authorization code flows under way. The state itself is nowhere stored.
+-- Authorization code flows under way. The state itself is nowhere stored, and works once, whatever
+-- comes of it: whoever uses it takes the row away.
 CREATE TABLE authorizations (
     authorization_id text PRIMARY KEY,
     tenant_id        text NOT NULL,
@@ -144,8 +164,6 @@ CREATE TABLE authorizations (
     at_door          boolean NOT NULL,
     created_at       timestamptz NOT NULL DEFAULT now(),
     expires_at       timestamptz NOT NULL,
-    -- A state works once, whatever comes of it.
-    used_at          timestamptz,
     UNIQUE (tenant_id, request_id),
     FOREIGN KEY (tenant_id, connection_id) REFERENCES connections (tenant_id, connection_id)
 );
@@ -216,3 +234,12 @@ BEGIN
                        ' TO credentials_tenant, credentials_service', own);
     END LOOP;
 END $$;
+
+-- Tenants may name the key that their data key is under, and neither read nor change any.
+ALTER TABLE key_encryption_keys ENABLE ROW LEVEL SECURITY;
+ALTER TABLE key_encryption_keys FORCE ROW LEVEL SECURITY;
+CREATE POLICY named_rows ON key_encryption_keys FOR INSERT TO credentials_tenant
+    WITH CHECK (usable AND chosen_at IS NULL);
+CREATE POLICY all_rows ON key_encryption_keys TO credentials_service USING (true);
+GRANT INSERT (kek_id) ON key_encryption_keys TO credentials_tenant;
+GRANT SELECT, INSERT, UPDATE, DELETE ON key_encryption_keys TO credentials_service;

@@ -1737,10 +1737,13 @@ class GetKeyringResponse(_message.Message):
     HOLDER_FIELD_NUMBER: _builtins.int
     KEY_ENCRYPTION_KEYS_FIELD_NUMBER: _builtins.int
     DATA_KEYS_TO_WRAP_FIELD_NUMBER: _builtins.int
+    DATA_KEYS_UNREADABLE_FIELD_NUMBER: _builtins.int
     holder: _builtins.str
     """`file`, `mounted` or `transit`: who holds the keys."""
     data_keys_to_wrap: _builtins.int
     """Data keys that are not under the current one yet."""
+    data_keys_unreadable: _builtins.int
+    """Of these, those that could not be unwrapped; they are tried again, and stop no others."""
     @_builtins.property
     def key_encryption_keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___KeyEncryptionKey]: ...
     def __init__(
@@ -1749,10 +1752,11 @@ class GetKeyringResponse(_message.Message):
         holder: _builtins.str = ...,
         key_encryption_keys: _abc.Iterable[Global___KeyEncryptionKey] | None = ...,
         data_keys_to_wrap: _builtins.int = ...,
+        data_keys_unreadable: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_keys_to_wrap", b"data_keys_to_wrap", "holder", b"holder", "key_encryption_keys", b"key_encryption_keys"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_keys_to_wrap", b"data_keys_to_wrap", "data_keys_unreadable", b"data_keys_unreadable", "holder", b"holder", "key_encryption_keys", b"key_encryption_keys"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
