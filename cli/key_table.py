@@ -100,6 +100,7 @@ _CELLS: Mapping[str, Callable[[pb.Key], str]] = MappingProxyType(
     {
         "key id": lambda key: key.key_id,
         "deployment": lambda key: _short(key.deployment_id),
+        "connection": lambda key: _short(key.connection_id),
         "hint": _hint,
         "scopes": _scopes,
         "created": lambda key: time_text(key.create_time)[:_DATE],

@@ -21,7 +21,9 @@ _ISSUE_EXAMPLE = """Examples:
 
 bulkhead key issue --deployment dep_… --name "my agent"
 
-bulkhead key issue --deployment dep_… --scope db:read --expires 30d --json | jq -r .key"""
+bulkhead key issue --deployment dep_… --scope db:read --expires 30d --json | jq -r .key
+
+bulkhead key issue --connection con_… — for whoever needs the tokens of that connection alone"""
 _ROTATE_EXAMPLE = """Examples:
 
 bulkhead key rotate key_… — the old key works for another day
@@ -33,6 +35,8 @@ _REVOKE_EXAMPLE = """Example: bulkhead key revoke key_…"""
 _LIST_EXAMPLE = """Examples:
 
 bulkhead key list --deployment dep_…
+
+bulkhead key list --connection con_…
 
 bulkhead key list --json | jq '.keys[] | select(.support_reason != "")'"""
 
@@ -56,14 +60,23 @@ def issue(
             help="A key that opens this deployment alone; without it, a key of the tenant.",
         ),
     ] = "",
+    connection: Annotated[
+        str,
+        typer.Option(
+            "--connection",
+            metavar="ID",
+            help="A key that gets the tokens of this connection, and nothing else.",
+        ),
+    ] = "",
     scope: Annotated[
         list[str] | None,
         typer.Option(
             "--scope",
             metavar="SCOPE",
-            help="What it may do; repeat for more. For a deployment: db:read, db:write, "
-            "deployments:read, usage:read; for a tenant also audit:read, deployments:write, "
-            "keys:read, keys:write, tenants:read, tenants:write. Writing includes reading. "
+            help="What it may do; repeat for more. For a deployment: connections:read, db:read, "
+            "db:write, deployments:read, tokens:read, usage:read; for a connection tokens:read; "
+            "for a tenant also audit:read, connections:write, deployments:write, keys:read, "
+            "keys:write, tenants:read, tenants:write. Writing includes reading. "
             "Without it: all that your own key may give.",
         ),
     ] = None,
@@ -87,6 +100,7 @@ def issue(
     request = pb.IssueKeyRequest(
         request_id=request_id or str(uuid.uuid4()),
         deployment_id=deployment,
+        connection_id=connection,
         scopes=scope or [],
         name=name,
         expire_time=future(expires) if expires else None,
@@ -114,7 +128,7 @@ def rotate(
     key_file: KeyFile = None,
     timeout: Timeout = CALL_SECONDS,
 ) -> None:
-    """Replace a key by a new one with the same deployment, scopes and name. It is shown once.
+    """Replace a key by one that opens the same, with the same scopes and name. It is shown once.
 
     Until the grace period ends both work; `key list` shows when the old one was last used. To end
     the grace period now: `bulkhead key revoke` with the id of the old key.
@@ -138,6 +152,9 @@ def list_all(
     deployment: Annotated[
         str, typer.Option("--deployment", metavar="ID", help="Only the keys of this deployment.")
     ] = "",
+    connection: Annotated[
+        str, typer.Option("--connection", metavar="ID", help="Only the keys of this connection.")
+    ] = "",
     limit: Limit = None,
     as_json: Json = False,
     api: Api = "",
@@ -149,7 +166,7 @@ def list_all(
     Keys with a support reason were made by the operator; they can be revoked like any other.
     What a terminal has no room for is shortened or left out; --json has all of it.
     """
-    request = pb.ListKeysRequest(deployment_id=deployment)
+    request = pb.ListKeysRequest(deployment_id=deployment, connection_id=connection)
 
     async def command(session: Session) -> None:
         async def ask(size: int, token: str) -> pb.ListKeysResponse:
@@ -189,6 +206,7 @@ def _issued(key: pb.IssueKeyResponse | pb.RotateKeyResponse, **more: str) -> str
             "key id": key.key_id,
             "kind": _kind(key.kind),
             "deployment": key.deployment_id,
+            "connection": key.connection_id,
             "scopes": ", ".join(key.scopes),
             "expires": time_text(key.expire_time) if key.HasField("expire_time") else "",
             "key": key.key,

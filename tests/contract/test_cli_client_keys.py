@@ -34,6 +34,32 @@ async def test_key_issue_passes_deployment_scopes_and_name(api: ScriptedApi) -> 
     assert list(request.scopes) == ["db:read", "usage:read"]
 
 
+async def test_a_key_of_a_connection_is_issued_listed_and_shown_as_such(api: ScriptedApi) -> None:
+    connection_id = "con_" + "0" * 22 + "abcd"
+    api.answers["IssueKey"] = pb.IssueKeyResponse(
+        key_id="key_2",
+        key="smcp_1c_new",
+        kind=access_pb2.KEY_KIND_CONNECTION,
+        connection_id=connection_id,
+        scopes=["tokens:read"],
+    )
+    api.answers["ListKeys"] = pb.ListKeysResponse(
+        keys=[
+            pb.Key(key_id="key_2", connection_id=connection_id, create_time=time()),
+            pb.Key(key_id="key_1", create_time=time()),
+        ]
+    )
+    shown = await bulkhead(api.port, "key", "issue", "--connection", connection_id)
+    assert f"connection  {connection_id}" in shown.out
+    assert "deployment" not in shown.out
+    table = (await bulkhead(api.port, "key", "list", "--connection", connection_id)).out
+    assert "CONNECTION" in table
+    assert "con_…abcd" in table
+    (issued,), (listed,) = api.requests("IssueKey"), api.requests("ListKeys")
+    assert (issued.connection_id, issued.deployment_id) == (connection_id, "")
+    assert listed.connection_id == connection_id
+
+
 async def test_key_list_and_revoke(api: ScriptedApi) -> None:
     revoked = CREATED + timedelta(hours=1)
     api.answers["ListKeys"] = pb.ListKeysResponse(
