@@ -31,16 +31,19 @@ async def put_access_token(
     connection: ConnectionId,
     token: SealedToken,
     asked_at: datetime | None,
-) -> None:
-    """Keeps the token; its life counts from when it was asked for, by the database's clock."""
-    await db.execute(
+) -> tuple[datetime | None, timedelta | None]:
+    """Keeps the token; its life counts from when it was asked for, by the database's clock.
+
+    Returns when it expires, and how much of its life is left; None: it does not expire.
+    """
+    row = await db.fetchrow(
         "INSERT INTO access_tokens (connection_id, scope_key, tenant_id, sealed_token, token_type,"
-        " expires_at, scopes)"
-        " VALUES ($1, $2, $3, $4, $5, coalesce($6, now()) + $7::interval, $8)"
+        " issued_at, expires_at, scopes)"
+        " VALUES ($1, $2, $3, $4, $5, coalesce($6, now()), coalesce($6, now()) + $7::interval, $8)"
         " ON CONFLICT (connection_id, scope_key) DO UPDATE SET"
         " sealed_token = excluded.sealed_token, token_type = excluded.token_type,"
         " expires_at = excluded.expires_at, issued_at = excluded.issued_at,"
-        " scopes = excluded.scopes",
+        " scopes = excluded.scopes RETURNING expires_at, expires_at - now()",
         connection,
         token.scope_key,
         tenant,
@@ -50,6 +53,7 @@ async def put_access_token(
         None if token.expires_in is None else min(token.expires_in, _LONGEST_LIFE),
         None if token.scopes is None else list(token.scopes),
     )
+    return (None, None) if row is None else (row[0], row[1])
 
 
 async def drop_access_tokens(db: DbConnection, connection: ConnectionId) -> None:

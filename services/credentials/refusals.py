@@ -1,0 +1,62 @@
+"""Why nothing is vended, in the words that a caller is told."""
+
+from datetime import timedelta
+
+import structlog
+
+from services.credentials.domain import StateReason
+from services.shared.errors import (
+    BulkheadError,
+    FailedPreconditionError,
+    PermissionDeniedError,
+    Reason,
+    UnavailableError,
+)
+from services.shared.ids import ConnectionId
+
+
+def busy() -> UnavailableError:
+    """Returns what is told to whoever would have to wait for a refresh for too long."""
+    return away(timedelta(seconds=1), "the connection's token is being refreshed; try again")
+
+
+def away(wait: timedelta, message: str = "the provider cannot be reached") -> UnavailableError:
+    """Returns what is told of a provider that is to be asked again after `wait`."""
+    return UnavailableError(message, Reason.PROVIDER_UNAVAILABLE, wait)
+
+
+def not_active() -> BulkheadError:
+    """Returns what is told of a connection that is not there yet, or not any more."""
+    return FailedPreconditionError(
+        "the connection is not active: nobody has allowed it yet, or it is being deleted",
+        Reason.CONNECTION_NOT_ACTIVE,
+    )
+
+
+def needs_reauthorization(reason: StateReason) -> BulkheadError:
+    """Returns what is told of a connection whose grant is of no use any more."""
+    return FailedPreconditionError(
+        f"the connection needs a new authorization ({reason.value})",
+        Reason.CONNECTION_NEEDS_REAUTHORIZATION,
+        metadata={"state_reason": reason.value},
+    )
+
+
+def beyond_ceiling() -> BulkheadError:
+    """Returns what is told where no token can be had that keeps to the binding's ceiling."""
+    return PermissionDeniedError(
+        "the connection's token can do more than the binding allows, and cannot be had with less",
+        Reason.SCOPE_CEILING,
+    )
+
+
+def unreadable(connection: ConnectionId, why: Exception) -> BulkheadError:
+    """Returns what is told of a connection whose secrets do not open; the operator hears of it."""
+    structlog.get_logger().error(
+        "a connection cannot be read: it was changed, or its key is gone",
+        connection_id=connection,
+        why=str(why),
+    )
+    return FailedPreconditionError(
+        "what is kept of the connection cannot be decrypted", Reason.CONNECTION_UNREADABLE
+    )
