@@ -208,7 +208,8 @@ def _common(home: Path, operator_key: str, ports: Mapping[str, int]) -> dict[str
         "keyring_file": home / "keyring",
         # Providers and receivers of webhooks are on loopback here.
         "allow_private_targets": True,
-        "webhook_retry_seconds": 0.2,
+        "webhook_retry_seconds": 0.1,
+        "webhook_poll_seconds": 0.1,
         "servers_home": home,
     }
 

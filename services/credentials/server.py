@@ -58,6 +58,7 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
             data_keys,
             await enter(open_outbound(_for_webhooks(settings))),
             first_retry=timedelta(seconds=settings.webhook_retry_seconds),
+            poll_seconds=settings.webhook_poll_seconds,
         )
         await enter(background(deliveries.run()))
         service = CredentialsService(webhooks=webhooks)

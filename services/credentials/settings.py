@@ -35,6 +35,8 @@ class Settings(ServiceSettings, PostgresSettings, KeyringSettings):
     # again; each time after that takes longer.
     webhook_timeout_seconds: float = Field(default=10.0, gt=0, le=60)
     webhook_retry_seconds: float = Field(default=5.0, gt=0)
+    # How often it is looked whether there is anything to tell.
+    webhook_poll_seconds: float = Field(default=1.0, gt=0)
     # How long after a refresh was interrupted the provider may still be at it: no sooner is it
     # asked again.
     refresh_settle_seconds: float = Field(default=30.0, ge=0)

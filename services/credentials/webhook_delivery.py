@@ -32,7 +32,6 @@ _MOST_DELAY = timedelta(hours=6)
 _MOST_QUADRUPLINGS = 12
 # How long a receiver that is away holds up what else there is for it.
 _MOST_OTHERS_WAIT = timedelta(minutes=5)
-_POLL_SECONDS = 1.0
 # Longer than any delivery takes.
 _LEASE = timedelta(minutes=2)
 _GONE, _TOO_MANY, _FAULT = 410, 429, 500
@@ -59,12 +58,14 @@ class Deliveries:
         http: httpx.AsyncClient,
         *,
         first_retry: timedelta,
+        poll_seconds: float,
         most_at_once: int = MOST_AT_ONCE,
     ) -> None:
         self._database = database
         self._data_keys = data_keys
         self._http = http
         self._first_retry = first_retry
+        self._poll_seconds = poll_seconds
         self._most = most_at_once
         self._under_way: dict[asyncio.Task[None], TenantId] = {}
 
@@ -100,10 +101,10 @@ class Deliveries:
         """Waits until there is room, or something may be due."""
         if self._under_way:
             await asyncio.wait(
-                self._under_way, timeout=_POLL_SECONDS, return_when=asyncio.FIRST_COMPLETED
+                self._under_way, timeout=self._poll_seconds, return_when=asyncio.FIRST_COMPLETED
             )
         else:
-            await asyncio.sleep(_POLL_SECONDS)
+            await asyncio.sleep(self._poll_seconds)
 
     async def _deliver(self, due: Due) -> None:
         try:
