@@ -13,6 +13,7 @@ from deploy.local.ports import RANGE_VARIABLE
 from deploy.local.postgres import MeshPostgres, mesh_postgres
 from deploy.local.valkey import ValkeyServer, valkey_server
 from tests.databases import Databases
+from tests.leaks import pytest_runtest_makereport  # noqa: F401 pytest finds hooks by their name
 from tests.mesh import Mesh, running_mesh
 
 _SHARES, _PORTS = 4, 2_500
