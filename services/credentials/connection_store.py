@@ -190,6 +190,14 @@ async def set_client(
     )
 
 
+async def sealed_client_secret_of(db: DbConnection, connection: ConnectionId) -> bytes | None:
+    """Returns the sealed secret of the tenant's own OAuth client; None: there is none."""
+    sealed: bytes | None = await db.fetchval(
+        "SELECT sealed_client_secret FROM connections WHERE connection_id = $1", connection
+    )
+    return sealed
+
+
 def _some(row: asyncpg.Record | None) -> asyncpg.Record:
     if row is None:
         raise LookupError("the database returned no row where it must")

@@ -12,6 +12,7 @@ from services.credentials.catalogue import Provider
 from services.credentials.domain import MOST_SCOPES, ConnectionKind, OAuthClient
 from services.credentials.injection import is_sendable, is_username
 from services.shared.errors import InvalidFieldError
+from services.shared.ids import ConnectionId
 
 MOST_SECRET_LENGTH = 8_192
 MOST_CLIENT_ID_LENGTH = 512
@@ -102,6 +103,30 @@ class NewAuthorization:
             self.name,
             self.exclusive,
             sorted(self.parameters.items()),
+            self.scopes,
+            client_content(self.client),
+            self.redirect_url,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Renewal:
+    """An authorization to be started anew, for a connection that is there."""
+
+    request_id: str
+    connection_id: ConnectionId
+    # Empty: what the catalogue names.
+    scopes: tuple[str, ...]
+    # None: the one that the connection has.
+    client: OAuthClient | None
+    # Empty: the front door.
+    redirect_url: str
+
+    def content(self) -> str:
+        """Returns all that makes it this one and no other; holds secrets."""
+        return canonical(
+            "renewal",
+            self.connection_id,
             self.scopes,
             client_content(self.client),
             self.redirect_url,

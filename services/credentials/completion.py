@@ -1,0 +1,232 @@
+"""The end of an authorization: a state is used up, then its code is exchanged, then it is kept."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+import structlog
+
+from services.credentials import authorization_store as store
+from services.credentials import connection_store
+from services.credentials.authorization_store import Authorization
+from services.credentials.authorizations import (
+    client_secret_place,
+    state_digest,
+    verifier_place,
+)
+from services.credentials.catalogue import Catalogue, Provider
+from services.credentials.domain import GOING, Connection, Grant, OAuthClient, ProviderError
+from services.credentials.grants import keep_grant
+from services.credentials.oauth_clients import OperatorClients
+from services.credentials.ports import Gateway
+from services.credentials.provider_refusals import told
+from services.credentials.sealing import cipher_of, sealed_client_secret, unreadable
+from services.shared.crypto import TenantCipher, UnreadableError
+from services.shared.data_keys import DataKeys
+from services.shared.errors import NotFoundError, Reason, UnavailableError
+from services.shared.ids import KeyId, TenantId
+from services.shared.postgres import Database
+
+_START_AGAIN = "; the authorization has to be started again"
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a person at the redirect is asked to allow, and to whom."""
+
+    provider_title: str
+    connection_name: str
+    beneficiary: str
+    scopes: tuple[str, ...]
+
+
+class Completion:
+    """Ends authorizations. A state works once, whatever comes of it.
+
+    The grant that a connection had before is erased, not revoked: at many providers that would end
+    all that the person allowed this client, and the new grant with it.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        data_keys: DataKeys,
+        catalogue: Catalogue,
+        operators: OperatorClients,
+        gateway: Gateway,
+    ) -> None:
+        self._database = database
+        self._data_keys = data_keys
+        self._catalogue = catalogue
+        self._operators = operators
+        self._gateway = gateway
+
+    async def describe(self, state: str) -> Asked:
+        """Returns what the front door tells the person about the state; it stays as good.
+
+        Raises:
+            NotFoundError: unknown, used, expired, or not for the front door.
+        """
+        authorization = await self._at_door(state)
+        return await self._asked(authorization)
+
+    async def complete(self, tenant: TenantId, key_id: KeyId, state: str, code: str) -> Connection:
+        """Returns the connection, active with what the provider granted for the code.
+
+        Raises:
+            NotFoundError: unknown, used, expired, the front door's, or not begun by this key.
+            FailedPreconditionError: the provider refused; the connection is as it was.
+            UnavailableError: the provider gave no answer; a person has to start again.
+        """
+        cipher = await cipher_of(self._data_keys, tenant)
+        async with self._database.tenant(tenant) as db:
+            authorization = await store.consume(db, tenant, key_id, state_digest(state))
+        if authorization is None:
+            raise NotFoundError("authorization")
+        return await self._exchange(cipher, authorization, code)
+
+    async def finish(self, state: str, code: str) -> Asked:
+        """Ends it for the person at the front door; an empty code: somebody said no.
+
+        Raises:
+            NotFoundError: unknown, used, expired, or not for the front door.
+            FailedPreconditionError: the provider refused; the connection is as it was.
+            UnavailableError: the provider gave no answer; a person has to start again.
+        """
+        seen = await self._at_door(state)
+        asked = await self._asked(seen)
+        cipher = await cipher_of(self._data_keys, seen.tenant_id)
+        # The state alone says whose it is: no key comes with it.
+        async with self._database.service() as db:
+            authorization = await store.consume_at_door(db, state_digest(state))
+        if authorization is None:
+            raise NotFoundError("authorization")
+        if code:
+            await self._exchange(cipher, authorization, code)
+        return asked
+
+    async def _at_door(self, state: str) -> Authorization:
+        # The state alone says whose it is: no key comes with it.
+        async with self._database.service() as db:
+            authorization = await store.peek_at_door(db, state_digest(state))
+        if authorization is None:
+            raise NotFoundError("authorization")
+        return authorization
+
+    async def _asked(self, authorization: Authorization) -> Asked:
+        connection, _ = await self._connection(authorization)
+        return Asked(
+            provider_title=self._provider(connection).title,
+            connection_name=connection.name,
+            beneficiary=authorization.beneficiary,
+            scopes=authorization.scopes,
+        )
+
+    async def _connection(self, authorization: Authorization) -> tuple[Connection, datetime]:
+        """Returns the connection that waits for it, and what time it is."""
+        async with self._database.tenant(authorization.tenant_id) as db:
+            connection = await connection_store.get(db, authorization.connection_id)
+            now = await connection_store.now(db)
+        if connection is None or connection.state in GOING:
+            raise NotFoundError("authorization")
+        return connection, now
+
+    def _provider(self, connection: Connection) -> Provider:
+        provider = self._catalogue.get(connection.provider)
+        if provider is None:
+            raise UnavailableError(
+                "the provider is not in the catalogue any more", Reason.PROVIDER_UNAVAILABLE
+            )
+        return provider
+
+    async def _exchange(
+        self, cipher: TenantCipher, authorization: Authorization, code: str
+    ) -> Connection:
+        connection, now = await self._connection(authorization)
+        provider = self._provider(connection)
+        own, verifier = _opened(cipher, authorization)
+        client = own or self._operators.get(provider.name)
+        if client is None:
+            raise UnavailableError(
+                f"the operator has no OAuth client at {provider.title} any more",
+                Reason.PROVIDER_UNAVAILABLE,
+            )
+        try:
+            grant = await self._gateway.exchange(
+                provider,
+                client,
+                connection.parameters,
+                redirect_url=authorization.redirect_url,
+                code=code,
+                verifier=verifier,
+            )
+        except ProviderError as error:
+            raise told(provider.title, error, _START_AGAIN) from error
+        try:
+            return await self._keep(cipher, authorization, own, grant, now)
+        except NotFoundError as error:
+            await self._give_back(provider, client, connection, grant)
+            raise NotFoundError("authorization") from error
+
+    async def _keep(
+        self,
+        cipher: TenantCipher,
+        authorization: Authorization,
+        own: OAuthClient | None,
+        grant: Grant,
+        asked_at: datetime,
+    ) -> Connection:
+        tenant, connection_id = authorization.tenant_id, authorization.connection_id
+        secret = sealed_client_secret(cipher, connection_id, own)
+        async with self._database.tenant(tenant) as db:
+            await keep_grant(
+                db,
+                cipher,
+                tenant,
+                connection_id,
+                grant,
+                asked=authorization.scopes,
+                asked_at=asked_at,
+            )
+            client_id = None if own is None else own.client_id
+            await connection_store.set_client(db, connection_id, client_id, secret)
+            connection = await connection_store.get(db, connection_id)
+        if connection is None:
+            raise NotFoundError("connection")
+        return connection
+
+    async def _give_back(
+        self, provider: Provider, client: OAuthClient, connection: Connection, grant: Grant
+    ) -> None:
+        """Revokes a grant that came when its connection was already going, if that can be done."""
+        hints = () if provider.oauth is None else provider.oauth.revocable_tokens
+        tokens = {"refresh_token": grant.refresh_token, "access_token": grant.access_token}
+        for hint in hints:
+            if (token := tokens[hint]) is None:
+                continue
+            try:
+                await self._gateway.revoke(
+                    provider, client, connection.parameters, token=token, hint=hint
+                )
+            except ProviderError as error:
+                structlog.get_logger().warning(
+                    "a grant that is not kept lives on at its provider",
+                    connection_id=connection.connection_id,
+                    provider=provider.name,
+                    error=type(error).__name__,
+                )
+            return
+
+
+def _opened(cipher: TenantCipher, authorization: Authorization) -> tuple[OAuthClient | None, str]:
+    """Returns the tenant's own client, if it is not the operator's, and PKCE's verifier."""
+    authorization_id, sealed = authorization.authorization_id, authorization.sealed_client_secret
+    try:
+        verifier = cipher.open(verifier_place(authorization_id), authorization.sealed_verifier)
+        if authorization.client_id is None:
+            return None, verifier
+        secret = (
+            "" if sealed is None else cipher.open(client_secret_place(authorization_id), sealed)
+        )
+    except UnreadableError as error:
+        raise unreadable() from error
+    return OAuthClient(authorization.client_id, secret), verifier
