@@ -7,6 +7,7 @@ from cli import (
     bindings,
     connections,
     deployments,
+    keyring,
     keys,
     plans,
     providers,
@@ -47,7 +48,7 @@ Exit codes: 0 done, 1 refused (the reason is on stderr), 2 wrong use."""
 
 _OWN = (tenants, deployments, keys, plans)
 _LENT = (providers, connections, bindings, vending, webhooks)
-_WATCHED = (usage, audit, support)
+_WATCHED = (usage, audit, support, keyring)
 
 
 def register(app: typer.Typer) -> None:
