@@ -98,11 +98,12 @@ def _own(
                 "bootstrap_operator_key_file": ensure_operator_key(layout),
             }
         case "credentials":
-            # The service makes it: only it knows what belongs in there.
-            return {"keyring_file": layout.secrets / "keyring"}
-        case "credentials":
-            # Where a browser on this machine reaches the front door.
-            return {"redirect_url": f"http://localhost:{ports[EDGE]}{CALLBACK_PATH}"}
+            return {
+                # The service makes it: only it knows what belongs in there.
+                "keyring_file": layout.secrets / "keyring",
+                # Where a browser on this machine reaches the front door.
+                "redirect_url": f"http://localhost:{ports[EDGE]}{CALLBACK_PATH}",
+            }
         case "provisioner":
             return {
                 "database_secret_file": _secret(layout, "database"),
