@@ -31,8 +31,15 @@ class SealedGrant:
     sealed_refresh_token: bytes | None = field(repr=False)
     # Those that still work, by the key of their scopes.
     sealed_tokens: Mapping[str, bytes] = field(repr=False)
+    # A static token or an API key is kept.
+    has_secret: bool
     # A refresh was begun whose outcome was never written.
     interrupted: bool
+
+    @property
+    def holds_a_grant(self) -> bool:
+        """Whether there is anything that works at the provider still."""
+        return self.has_secret or bool(self.sealed_refresh_token or self.sealed_tokens)
 
 
 async def begin_deletion(db: DbConnection, connection: ConnectionId) -> Tombstone | None:
@@ -42,6 +49,11 @@ async def begin_deletion(db: DbConnection, connection: ConnectionId) -> Tombston
         " WHERE connection_id = $1 AND state NOT IN ('deleting', 'deleted')",
         connection,
     )
+    return await tombstone(db, connection)
+
+
+async def tombstone(db: DbConnection, connection: ConnectionId) -> Tombstone | None:
+    """Returns how far a connection that is going is gone; None: there is none."""
     row = await db.fetchrow(
         "SELECT state, revocation, revocation_advice, bindings_ended FROM connections"
         " WHERE connection_id = $1",
@@ -54,7 +66,8 @@ async def sealed_grant(db: DbConnection, connection: ConnectionId) -> SealedGran
     """Returns what could be withdrawn at the provider; None: there is no such connection."""
     row = await db.fetchrow(
         f"SELECT {COLUMNS}, sealed_client_secret, sealed_refresh_token,"  # noqa: S608 columns
-        " refresh_attempt IS NOT NULL AS interrupted FROM connections WHERE connection_id = $1",
+        " sealed_secret IS NOT NULL AS has_secret, refresh_attempt IS NOT NULL AS interrupted"
+        " FROM connections WHERE connection_id = $1",
         connection,
     )
     if row is None:
@@ -69,6 +82,7 @@ async def sealed_grant(db: DbConnection, connection: ConnectionId) -> SealedGran
         sealed_client_secret=row["sealed_client_secret"],
         sealed_refresh_token=row["sealed_refresh_token"],
         sealed_tokens={str(token["scope_key"]): bytes(token["sealed_token"]) for token in tokens},
+        has_secret=row["has_secret"],
         interrupted=row["interrupted"],
     )
 
