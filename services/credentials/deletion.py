@@ -33,6 +33,8 @@ from services.shared.errors import NotFoundError
 from services.shared.ids import ConnectionId, TenantId
 from services.shared.postgres import Database
 
+# More than so many wait for their turn: each holds a session of the database's.
+REVOCATIONS_AT_ONCE = 4
 # Between tries: a provider that is away for longer is not waited for.
 _WAITS = (timedelta(seconds=0.2), timedelta(seconds=0.6))
 
@@ -86,6 +88,7 @@ class Revoker:
         self._gateway = gateway
         self._locks = locks
         self._patience = patience
+        self._turns = asyncio.Semaphore(REVOCATIONS_AT_ONCE)
 
     async def revoke_grant(self, tenant: TenantId, connection_id: ConnectionId) -> Revoked:
         """Returns what became of the grant of a connection that is going, and writes it down.
@@ -97,7 +100,7 @@ class Revoker:
             UnavailableError: the database is away, or a refresh takes too long.
         """
         # A refresh under way ends first: what is withdrawn must be the newest.
-        async with self._locks.hold(connection_id, self._patience):
+        async with self._turns, self._locks.hold(connection_id, self._patience):
             async with self._database.tenant(tenant) as db:
                 known = await store.tombstone(db, connection_id)
                 sealed = await store.sealed_grant(db, connection_id)

@@ -11,11 +11,18 @@ from bulkhead.credentials.v1.credentials_service_pb2_grpc import (
     add_KeyringServiceServicer_to_server,
 )
 
+from services.credentials.authorizations import Authorizations, Redirect
+from services.credentials.bindings import Bindings
 from services.credentials.catalogue_files import load_catalogue
+from services.credentials.completion import Completion
+from services.credentials.connections import Connections
+from services.credentials.deletion import REVOCATIONS_AT_ONCE, Deletion, Revoker
 from services.credentials.gateway import HttpGateway
 from services.credentials.keyring import Keyring
 from services.credentials.oauth_clients import load_clients
 from services.credentials.outbound import open_outbound
+from services.credentials.peers import AuthRegistry
+from services.credentials.refresh_locks import RefreshLocks
 from services.credentials.rewrapping import Rewrapping
 from services.credentials.rpc import CredentialsRpc
 from services.credentials.rpc.keyring import KeyringRpc
@@ -33,6 +40,8 @@ from services.shared.server import Registration, Service
 
 _NAME = "credentials"
 _MIGRATIONS = Path(__file__).parent / "migrations"
+# Beyond the provider's time to answer, for what it gave to be written down.
+_REFRESH_ENDS = timedelta(seconds=5)
 
 
 @asynccontextmanager
@@ -48,8 +57,10 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
         catalogue = load_catalogue(
             settings.providers_folder, private_targets=settings.allow_private_targets
         )
-        clients = load_clients(settings.oauth_clients_file, catalogue)  # noqa: F841 the same
-        gateway = HttpGateway(await enter(open_outbound(settings)))  # noqa: F841 the same
+        operators = load_clients(settings.oauth_clients_file, catalogue)
+        gateway = HttpGateway(await enter(open_outbound(settings)))
+        locks = RefreshLocks(await enter(open_database(_for_locks(settings), _NAME, _MIGRATIONS)))
+        registry = AuthRegistry(auth)
         webhooks = Webhooks(
             database, data_keys, allow_private_targets=settings.allow_private_targets
         )
@@ -61,7 +72,41 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
             poll_seconds=settings.webhook_poll_seconds,
         )
         await enter(background(deliveries.run()))
-        service = CredentialsService(webhooks=webhooks)
+        revoker = Revoker(
+            database,
+            data_keys,
+            catalogue,
+            operators,
+            gateway,
+            locks,
+            patience=timedelta(seconds=settings.provider_timeout_seconds) + _REFRESH_ENDS,
+        )
+        service = CredentialsService(
+            catalogue=catalogue,
+            operators=operators,
+            connections=Connections(
+                database,
+                data_keys,
+                catalogue,
+                gateway,
+                registry,
+                per_tenant=settings.connections_per_tenant,
+            ),
+            deletion=Deletion(database, revoker, registry),
+            authorizations=Authorizations(
+                database,
+                data_keys,
+                catalogue,
+                operators,
+                gateway,
+                registry,
+                Redirect(settings.redirect_url, timedelta(seconds=settings.authorization_seconds)),
+                per_tenant=settings.connections_per_tenant,
+            ),
+            completion=Completion(database, data_keys, catalogue, operators, gateway),
+            bindings=Bindings(database, registry, per_deployment=settings.bindings_per_deployment),
+            webhooks=webhooks,
+        )
         rewrapping = Rewrapping(database, keks)
         await enter(background(rewrapping.run()))
         yield Service(
@@ -81,6 +126,12 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
             auditor=RemoteAuditor(auth),
             checks={"postgres": database.check},
         )
+
+
+def _for_locks(settings: Settings) -> Settings:
+    """Returns how locks are held: each by a session of its own, beside what is asked of tables."""
+    sessions = settings.refresh_pool_size + REVOCATIONS_AT_ONCE
+    return settings.model_copy(update={"postgres_pool_size": sessions})
 
 
 def _for_webhooks(settings: Settings) -> Settings:

@@ -2,6 +2,13 @@
 
 from dataclasses import dataclass
 
+from services.credentials.authorizations import Authorizations
+from services.credentials.bindings import Bindings
+from services.credentials.catalogue import Catalogue
+from services.credentials.completion import Completion
+from services.credentials.connections import Connections
+from services.credentials.deletion import Deletion
+from services.credentials.oauth_clients import OperatorClients
 from services.credentials.webhooks import Webhooks
 
 
@@ -9,4 +16,11 @@ from services.credentials.webhooks import Webhooks
 class CredentialsService:
     """Connections, bindings and vends, over one database."""
 
+    catalogue: Catalogue
+    operators: OperatorClients
+    connections: Connections
+    deletion: Deletion
+    authorizations: Authorizations
+    completion: Completion
+    bindings: Bindings
     webhooks: Webhooks

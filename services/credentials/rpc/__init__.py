@@ -1,7 +1,10 @@
 """credentials.proto to the domain and back, a file a subject."""
 
+from services.credentials.rpc.authorizations import AuthorizationsRpc
+from services.credentials.rpc.bindings import BindingsRpc
+from services.credentials.rpc.connections import ConnectionsRpc
 from services.credentials.rpc.webhooks import WebhooksRpc
 
 
-class CredentialsRpc(WebhooksRpc):
+class CredentialsRpc(ConnectionsRpc, AuthorizationsRpc, BindingsRpc, WebhooksRpc):
     """Every method of `CredentialsService`."""
