@@ -33,7 +33,8 @@ bulkhead connection authorize slack --name chat --client-id 123.456 --client-sec
 bulkhead connection authorize --connection con_… — anew, for one whose grant is broken
 
 bulkhead connection authorize notion --name wiki --no-wait --json | jq -r .authorization_url"""
-_POLL_SECONDS = 1.0
+# The first looks come sooner: whoever has allowed it before may be led back at once.
+_FIRST_SECONDS, _POLL_SECONDS = 0.25, 1.0
 # How long a person has, where the operator did not change it.
 _PATIENCE_SECONDS = 900.0
 
@@ -163,13 +164,15 @@ async def _authorized(
         Refusal: nobody allowed it within `seconds`.
     """
     request = pb.GetConnectionRequest(connection_id=started.connection.connection_id)
+    pause = _FIRST_SECONDS
     try:
         async with asyncio.timeout(seconds):
             while True:
                 connection = await _seen(session, request)
                 if connection and connection.state == pb.CONNECTION_STATE_ACTIVE:
                     return connection
-                await asyncio.sleep(_POLL_SECONDS)
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _POLL_SECONDS)
     except TimeoutError:
         raise _not_yet(started.connection, seconds) from None
 

@@ -93,6 +93,13 @@ AS_OPTIONS = MappingProxyType(
     {
         "connection_id": "ID",
         "provider": "PROVIDER",
+        "static_token": "--token-file",
+        "api_key": "--api-key-file",
+        "client_credentials": "--client-id",
+        "client_id": "--client-id",
+        "client_secret": "--client-secret-file",
+        "parameters": "--parameter",
+        "name": "--name",
         "static_token.token": "--token-file",
         "static_token.expire_time": "--token-expires",
         "api_key.key": "--api-key-file",
