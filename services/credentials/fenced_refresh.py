@@ -7,7 +7,7 @@ docs/decisions/0014-fenced-refresh.md.
 """
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from services.credentials import refresh_store as store
 from services.credentials.asking import Asking, Question
@@ -19,8 +19,9 @@ from services.credentials.domain import (
     ProviderError,
     StateReason,
 )
+from services.credentials.opening import opened
 from services.credentials.refresh_locks import HeldLock, RefreshLocks
-from services.credentials.refresh_outcomes import RefreshOutcomes, opened
+from services.credentials.refresh_outcomes import RefreshOutcomes
 from services.credentials.refresh_store import Fence
 from services.credentials.refresh_terms import Fresh, Pace, RefreshObserver, RefreshPoint, Want
 from services.credentials.refusals import away, beyond_ceiling, busy, not_active, unreadable
@@ -79,10 +80,11 @@ class FencedRefresh:
         cipher = await self._cipher(want)
         async with self._locks.hold(want.connection_id, patience) as lock:
             await self._observer.reached(RefreshPoint.LOCKED)
+            read_at = steady_seconds()
             standing = await self._standing(want)
             if standing.kept is not None and standing.kept.lives(least):
                 # Someone else was here before.
-                return opened(standing, want, cipher)
+                return opened(standing, want.scope_key, cipher, read_at)
             found = await self._found(standing, want, cipher)
             return await self._attempt(found, lock, lost=await self._interrupted(found))
 
@@ -149,7 +151,7 @@ class FencedRefresh:
     async def _attempt(self, found: _Found, lock: HeldLock, *, lost: bool) -> Fresh:
         """Asks the provider once. `lost`: whether an earlier attempt's outcome is unknown."""
         want, began = found.want, steady_seconds()
-        fence, asked_at = await self._marked(found)
+        fence = await self._marked(found)
         await self._observer.reached(RefreshPoint.MARKED)
         if lock.lost or steady_seconds() - began > self._pace.ask_within.total_seconds():
             await self._outcomes.put_aside(want, fence, lost=lost)
@@ -165,16 +167,13 @@ class FencedRefresh:
                 found.question, fence, error, spent_nothing=known
             ) from error
         await self._observer.reached(RefreshPoint.ANSWERED)
-        fresh = await self._outcomes.keep(
-            found.question, grant, want, fence, found.cipher, asked_at
-        )
+        fresh = await self._outcomes.keep(found.question, grant, want, fence, found.cipher)
         await self._observer.reached(RefreshPoint.KEPT)
         return fresh
 
-    async def _marked(self, found: _Found) -> tuple[Fence, datetime]:
+    async def _marked(self, found: _Found) -> Fence:
         attempt = random_text()
         async with self._database.tenant(found.want.tenant_id) as db:
-            asked_at = await store.begin_attempt(db, found.fence, attempt)
-        if asked_at is None:
-            raise busy()
-        return Fence(found.fence.connection_id, found.fence.generation, attempt), asked_at
+            if not await store.begin_attempt(db, found.fence, attempt):
+                raise busy()
+        return Fence(found.fence.connection_id, found.fence.generation, attempt)

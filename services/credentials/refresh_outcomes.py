@@ -2,7 +2,8 @@
 
 import asyncio
 import random
-from datetime import datetime, timedelta
+from dataclasses import replace
+from datetime import timedelta
 
 import structlog
 
@@ -18,7 +19,8 @@ from services.credentials.domain import (
     StateReason,
 )
 from services.credentials.grant_store import put_access_token
-from services.credentials.grants import refresh_place, sealed_token, token_place
+from services.credentials.grants import refresh_place, sealed_token
+from services.credentials.opening import opened
 from services.credentials.refresh_store import Fence
 from services.credentials.refresh_terms import Fresh, Pace, Want
 from services.credentials.refusals import (
@@ -27,11 +29,9 @@ from services.credentials.refusals import (
     busy,
     needs_reauthorization,
     not_active,
-    unreadable,
 )
-from services.credentials.standings import Standing
 from services.shared.clock import steady_seconds
-from services.shared.crypto import TenantCipher, UnreadableError
+from services.shared.crypto import TenantCipher
 from services.shared.errors import BulkheadError, UnavailableError
 from services.shared.postgres import Database
 
@@ -57,7 +57,6 @@ class RefreshOutcomes:
         want: Want,
         fence: Fence,
         cipher: TenantCipher,
-        asked_at: datetime,
     ) -> Fresh:
         """Returns the granted token once it is kept; what was fenced off is discarded.
 
@@ -67,10 +66,12 @@ class RefreshOutcomes:
         Raises:
             UnavailableError: the database was away for too long, or another refresh took over.
         """
-        until = steady_seconds() + self._pace.settle.total_seconds()
+        answered = steady_seconds()
+        until = answered + self._pace.settle.total_seconds()
         while True:
+            age = timedelta(seconds=steady_seconds() - answered)
             try:
-                fresh = await self._kept(question, grant, want, fence, cipher, asked_at)
+                fresh = await self._kept(question, grant, want, fence, cipher, age)
             except UnavailableError:
                 if steady_seconds() > until:
                     raise
@@ -133,11 +134,15 @@ class RefreshOutcomes:
         want: Want,
         fence: Fence,
         cipher: TenantCipher,
-        asked_at: datetime,
+        age: timedelta,
     ) -> Fresh | None:
         """Returns the token once it is kept; None when the fence has fallen."""
         token = sealed_token(
-            cipher, want.connection_id, grant, question.asked, narrowed=bool(want.scope_key)
+            cipher,
+            want.connection_id,
+            _aged(grant, age),
+            question.asked,
+            narrowed=bool(want.scope_key),
         )
         async with self._database.tenant(want.tenant_id) as db:
             state = await store.end_attempt(
@@ -150,7 +155,7 @@ class RefreshOutcomes:
             if state is None:
                 return None
             ends, left = await put_access_token(
-                db, want.tenant_id, want.connection_id, token, asked_at
+                db, want.tenant_id, want.connection_id, token, asked_at=None
             )
         if state is not ConnectionState.ACTIVE:
             raise not_active()
@@ -168,29 +173,19 @@ class RefreshOutcomes:
             raise busy()
         if refusal := standing.refusal():
             raise refusal
-        return opened(standing, want, cipher)
-
-
-def opened(standing: Standing, want: Want, cipher: TenantCipher) -> Fresh:
-    """Returns the access token at hand.
-
-    Raises:
-        FailedPreconditionError: it cannot be decrypted.
-    """
-    kept, known_at = standing.kept, steady_seconds()
-    if kept is None:
-        raise busy()
-    try:
-        token = cipher.open(token_place(want.connection_id, want.scope_key), kept.sealed)
-    except UnreadableError as error:
-        raise unreadable(want.connection_id, error) from error
-    return Fresh(token, kept.token_type, kept.expires_at, kept.left, kept.scopes, known_at)
+        return opened(standing, want.scope_key, cipher, steady_seconds())
 
 
 def _sealed_refresh_token(cipher: TenantCipher, want: Want, grant: Grant) -> bytes | None:
     if grant.refresh_token is None:
         return None
     return cipher.seal(refresh_place(want.connection_id), grant.refresh_token)
+
+
+def _aged(grant: Grant, age: timedelta) -> Grant:
+    if grant.expires_in is None:
+        return grant
+    return replace(grant, expires_in=max(grant.expires_in - age, timedelta(0)))
 
 
 def _rest(grant: Grant) -> timedelta | None:

@@ -5,7 +5,7 @@ generation is the one that was read.
 """
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from services.credentials.domain import ConnectionKind, ConnectionState, StateReason
 from services.credentials.standings import COLUMNS, Standing, read_standing
@@ -36,22 +36,21 @@ async def get_standing(
     return None if row is None else read_standing(dict(row))
 
 
-async def begin_attempt(db: DbConnection, found: Fence, attempt: str) -> datetime | None:
-    """Writes down that the provider is about to be asked; returns when that was.
+async def begin_attempt(db: DbConnection, found: Fence, attempt: str) -> bool:
+    """Writes down that the provider is about to be asked.
 
-    None: the connection is not what it was when it was read.
+    False: the connection is not what it was when it was read.
     """
-    started: datetime | None = await db.fetchval(
+    status = await db.execute(
         "UPDATE connections SET refresh_attempt = $4, refresh_started_at = now()"
         " WHERE connection_id = $1 AND generation = $2"
-        " AND refresh_attempt IS NOT DISTINCT FROM $3 AND state = 'active'"
-        " RETURNING refresh_started_at",
+        " AND refresh_attempt IS NOT DISTINCT FROM $3 AND state = 'active'",
         found.connection_id,
         found.generation,
         found.attempt,
         attempt,
     )
-    return started
+    return status == "UPDATE 1"
 
 
 async def end_attempt(
@@ -130,22 +129,23 @@ class Due:
     connection_id: ConnectionId
     provider: str
     scope_key: str
+    # Whoever finds more of its life left comes after someone who refreshed it.
+    least: timedelta
 
 
 _DUE = """
-    SELECT c.tenant_id, c.connection_id, c.provider, t.scope_key
+    SELECT c.tenant_id, c.connection_id, c.provider, t.scope_key, due.least
     FROM access_tokens t JOIN connections c USING (connection_id)
-    WHERE t.last_vended_at > now() - $1::interval AND t.expires_at < now() + interval '1 day'
+    CROSS JOIN LATERAL (
+        SELECT least(greatest(interval '2 minutes', 0.2 * (t.expires_at - t.issued_at)),
+                     0.5 * (t.expires_at - t.issued_at))
+               -- Connections that were authorized together are not refreshed together.
+               * (0.7 + 0.3 * abs(hashtext(t.connection_id) % 1000) / 1000) AS least
+    ) due
+    WHERE t.last_vended_at > now() - $1::interval AND t.expires_at < now() + due.least
       AND c.state = 'active' AND c.refresh_attempt IS NULL
       AND (c.kind = $2 OR c.sealed_refresh_token IS NOT NULL)
       AND coalesce(c.next_refresh_at, now()) <= now()
-      AND t.expires_at - now() < (
-          -- Connections that were authorized together are not refreshed together.
-          0.7 + 0.3 * abs(hashtext(t.connection_id) % 1000) / 1000
-      ) * least(
-          greatest(interval '2 minutes', (t.expires_at - t.issued_at) * 0.2),
-          (t.expires_at - t.issued_at) * 0.5
-      )
     ORDER BY t.expires_at LIMIT $3
 """
 
@@ -156,7 +156,9 @@ async def list_due(db: DbConnection, in_use: timedelta, most: int) -> list[Due]:
     Little: less than two minutes or a fifth of it, but no more than half.
     """
     rows = await db.fetch(_DUE, in_use, ConnectionKind.CLIENT_CREDENTIALS, most)
-    return [Due(TenantId(row[0]), ConnectionId(row[1]), row[2], row[3]) for row in rows]
+    return [
+        Due(TenantId(row[0]), ConnectionId(row[1]), row[2], row[3], least=row[4]) for row in rows
+    ]
 
 
 async def purge_authorizations(db: DbConnection, most: int) -> int:

@@ -53,7 +53,7 @@ class Want:
 
 @dataclass(frozen=True, slots=True)
 class Fresh:
-    """An access token, as it was known at `known_at`."""
+    """A credential, as it was known at `known_at`."""
 
     token: str = field(repr=False)
     token_type: str
@@ -63,6 +63,8 @@ class Fresh:
     scopes: tuple[str, ...] | None
     # Of the steady clock, in seconds.
     known_at: float
+    # Beside an API key, where the provider wants one.
+    username: str = ""
 
 
 @dataclass(frozen=True, slots=True)

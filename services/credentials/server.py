@@ -11,6 +11,7 @@ from bulkhead.credentials.v1.credentials_service_pb2_grpc import (
     add_KeyringServiceServicer_to_server,
 )
 
+from services.credentials.assembly import Needs, open_vending
 from services.credentials.authorizations import Authorizations, Redirect
 from services.credentials.bindings import Bindings
 from services.credentials.catalogue_files import load_catalogue
@@ -21,8 +22,9 @@ from services.credentials.gateway import HttpGateway
 from services.credentials.keyring import Keyring
 from services.credentials.oauth_clients import load_clients
 from services.credentials.outbound import open_outbound
-from services.credentials.peers import AuthRegistry
+from services.credentials.peers import AuthAuditor, AuthAuditTrail, AuthRegistry
 from services.credentials.refresh_locks import RefreshLocks
+from services.credentials.refresh_terms import Unobserved
 from services.credentials.rewrapping import Rewrapping
 from services.credentials.rpc import CredentialsRpc
 from services.credentials.rpc.keyring import KeyringRpc
@@ -30,7 +32,7 @@ from services.credentials.service import CredentialsService
 from services.credentials.settings import Settings
 from services.credentials.webhook_delivery import Deliveries
 from services.credentials.webhooks import Webhooks
-from services.shared.access import RemoteAuditor, RemoteAuthenticator, open_key_resolver
+from services.shared.access import RemoteAuthenticator, open_key_resolver
 from services.shared.background import background
 from services.shared.channel import open_channel
 from services.shared.data_keys import DataKeys
@@ -81,6 +83,16 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
             locks,
             patience=timedelta(seconds=settings.provider_timeout_seconds) + _REFRESH_ENDS,
         )
+        needs = Needs(
+            database,
+            data_keys,
+            catalogue,
+            operators,
+            gateway,
+            AuthAuditTrail(auth),
+            locks,
+            Unobserved(),
+        )
         service = CredentialsService(
             catalogue=catalogue,
             operators=operators,
@@ -106,6 +118,7 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
             completion=Completion(database, data_keys, catalogue, operators, gateway),
             bindings=Bindings(database, registry, per_deployment=settings.bindings_per_deployment),
             webhooks=webhooks,
+            vending=(await enter(open_vending(settings, needs))).vending,
         )
         rewrapping = Rewrapping(database, keks)
         await enter(background(rewrapping.run()))
@@ -123,7 +136,7 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
                 ),
             ],
             authenticator=RemoteAuthenticator(resolver, settings.key_prefix),
-            auditor=RemoteAuditor(auth),
+            auditor=AuthAuditor(auth),
             checks={"postgres": database.check},
         )
 

@@ -9,6 +9,7 @@ from services.credentials.completion import Completion
 from services.credentials.connections import Connections
 from services.credentials.deletion import Deletion
 from services.credentials.oauth_clients import OperatorClients
+from services.credentials.vending import Vending
 from services.credentials.webhooks import Webhooks
 
 
@@ -24,3 +25,4 @@ class CredentialsService:
     completion: Completion
     bindings: Bindings
     webhooks: Webhooks
+    vending: Vending

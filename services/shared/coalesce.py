@@ -15,7 +15,8 @@ class Coalescer(Generic[Item, Result]):
     """Gathers single calls into batches.
 
     A batch leaves at once while fewer than `flights` are under way; what comes meanwhile waits for
-    the next. So an idle process adds no delay, and a busy one sends few, large batches.
+    the next. So an idle process adds no delay, and a busy one sends few, large batches. A batch
+    weighs `most` at most, unless one item alone does.
     """
 
     def __init__(
@@ -24,10 +25,12 @@ class Coalescer(Generic[Item, Result]):
         *,
         most: int = 256,
         flights: int = 2,
+        weigh: Callable[[Item], int] = lambda _: 1,
     ) -> None:
         self._call_batch = call_batch
         self._most = most
         self._flights = flights
+        self._weigh = weigh
         self._items: list[Item] = []
         self._futures: list[asyncio.Future[Result]] = []
         self._trace = otel_context.Context()
@@ -52,8 +55,9 @@ class Coalescer(Generic[Item, Result]):
     def _depart(self) -> None:
         self._scheduled = False
         while self._items and len(self._under_way) < self._flights:
-            items, self._items = self._items[: self._most], self._items[self._most :]
-            futures, self._futures = self._futures[: self._most], self._futures[self._most :]
+            aboard = self._aboard()
+            items, self._items = self._items[:aboard], self._items[aboard:]
+            futures, self._futures = self._futures[:aboard], self._futures[aboard:]
             # A fresh context: a batch belongs to no single caller, so it carries no one's key.
             flight = self._fly(items, futures, self._trace)
             # Those who wait for the next batch lent it none.
@@ -61,6 +65,15 @@ class Coalescer(Generic[Item, Result]):
             task = Context().run(asyncio.get_running_loop().create_task, flight)
             self._under_way.add(task)
             task.add_done_callback(self._landed)
+
+    def _aboard(self) -> int:
+        """Returns how many of those who wait go with the next batch: at least one."""
+        weight = 0
+        for number, item in enumerate(self._items):
+            weight += self._weigh(item)
+            if number and weight > self._most:
+                return number
+        return len(self._items)
 
     def _landed(self, task: asyncio.Task[None]) -> None:
         self._under_way.discard(task)

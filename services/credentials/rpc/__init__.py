@@ -3,8 +3,9 @@
 from services.credentials.rpc.authorizations import AuthorizationsRpc
 from services.credentials.rpc.bindings import BindingsRpc
 from services.credentials.rpc.connections import ConnectionsRpc
+from services.credentials.rpc.vending import VendingRpc
 from services.credentials.rpc.webhooks import WebhooksRpc
 
 
-class CredentialsRpc(ConnectionsRpc, AuthorizationsRpc, BindingsRpc, WebhooksRpc):
+class CredentialsRpc(ConnectionsRpc, AuthorizationsRpc, BindingsRpc, WebhooksRpc, VendingRpc):
     """Every method of `CredentialsService`."""
