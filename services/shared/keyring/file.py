@@ -25,6 +25,7 @@ from services.shared.keyring.private_files import (
 from services.shared.settings import UnusableFileError
 
 _FORMAT: Final = 1
+_LOCK_SECONDS: Final = 5.0
 
 
 class FileSource:
@@ -32,8 +33,10 @@ class FileSource:
 
     holder = "file"
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, lock_seconds: float = _LOCK_SECONDS) -> None:
         self._file = file
+        # How long to wait for who else changes it.
+        self._lock_seconds = lock_seconds
 
     def ensure(self) -> None:
         """Makes the file, with a first key in it, when it is missing.
@@ -69,7 +72,7 @@ class FileSource:
             UnavailableError: the file cannot be changed now.
         """
         fresh, key = new_kek()
-        with _changing(self._file):
+        with _changing(self._file, self._lock_seconds):
             keys = self.read()
             replace_private(self._file, _written(KeySet(fresh, {**keys.keys, fresh: key})))
         return fresh
@@ -82,7 +85,7 @@ class FileSource:
             FailedPreconditionError: it is the current one.
             UnavailableError: the file cannot be changed now.
         """
-        with _changing(self._file):
+        with _changing(self._file, self._lock_seconds):
             keys = self.read()
             if kek not in keys.keys:
                 raise NotFoundError("key-encryption key")
@@ -95,9 +98,9 @@ class FileSource:
 
 
 @contextmanager
-def _changing(file: Path) -> Iterator[None]:
+def _changing(file: Path, seconds: float) -> Iterator[None]:
     try:
-        with locked(file):
+        with locked(file, seconds):
             yield
     except (OSError, UnusableFileError) as error:
         raise UnavailableError("the keyring's file cannot be changed now") from error

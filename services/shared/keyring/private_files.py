@@ -16,7 +16,6 @@ from services.shared.settings import UnusableFileError
 _PRIVATE: Final = 0o600
 _PRIVATE_FOLDER: Final = 0o700
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
-_LOCK_SECONDS: Final = 5.0
 _LOCK_PAUSE_SECONDS: Final = 0.02
 
 # Which file, and which state of it: a replaced one has another inode, a rewritten one another time.
@@ -79,24 +78,24 @@ def replace_private(file: Path, content: bytes) -> None:
 
 
 @contextmanager
-def locked(file: Path) -> Iterator[None]:
+def locked(file: Path, seconds: float) -> Iterator[None]:
     """Lets no other process of this machine into the block meanwhile. It blocks the thread.
 
     Raises:
-        UnavailableError: another one is in it for too long.
+        UnavailableError: another one is in it for longer than `seconds`.
     """
     lock = file.with_name(f".{file.name}.lock")
     descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _PRIVATE)
     try:
-        _acquire(descriptor)
+        _acquire(descriptor, seconds)
         yield
     finally:
         # Closing it lets go of the lock.
         os.close(descriptor)
 
 
-def _acquire(descriptor: int) -> None:
-    until = time.monotonic() + _LOCK_SECONDS
+def _acquire(descriptor: int, seconds: float) -> None:
+    until = time.monotonic() + seconds
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -39,6 +39,10 @@ class TransitKey:
         return range(self.oldest, self.latest + 1)
 
 
+class _NoSuchPathError(UnavailableError):
+    """No such key, or no such engine."""
+
+
 class TransitApi:
     """One connection to the engine, for one thread at a time.
 
@@ -72,7 +76,7 @@ class TransitApi:
         """
         try:
             found = self._asked(self._transit.read_key)
-        except exceptions.InvalidPath:
+        except _NoSuchPathError:
             return None
         if found["type"] != _TYPE or found["derived"]:
             raise UnusableFileError(
@@ -163,8 +167,10 @@ class TransitApi:
 def _errors() -> Iterator[None]:
     try:
         yield
-    except (exceptions.InvalidPath, exceptions.InvalidRequest):
+    except exceptions.InvalidRequest:
         raise
+    except exceptions.InvalidPath as error:
+        raise _NoSuchPathError("the transit engine has no such key, or is not there") from error
     except (exceptions.VaultError, requests.RequestException) as error:
         raise _away(type(error).__name__) from error
 
