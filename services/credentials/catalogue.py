@@ -162,10 +162,8 @@ class OAuth(_Declared):
     # The lifetime in seconds.
     expires_in_at: AnswerPath = "expires_in"
     scope_at: AnswerPath = "scope"
-    # Between the scopes of an answer; empty: as in what is sent.
-    granted_scope_separator: Literal["", " ", ","] = ""
-    # Where an error is named, also in an answer with status 200.
-    error_at: AnswerPath = "error"
+    # Where an error is named, also in an answer with status 200; the first that is there counts.
+    errors_at: Annotated[tuple[AnswerPath, ...], Field(min_length=1)] = ("error",)
     # What these errors mean here, whatever RFC 6749 says of them: the grant is of no use any more.
     grant_errors: tuple[Text, ...] = ()
     # The same, for the client.

@@ -29,6 +29,9 @@ _LONGEST_LIFE = timedelta(days=3_650)
 # Of a token whose lifetime is said, but cannot be: as long as it takes to ask again.
 _DOUBTFUL_LIFE = timedelta(minutes=5)
 _MOST_SCOPES_GRANTED = 1_000
+# RFC 6749 separates scopes by a space, some providers by a comma, and some by the one that they do
+# not ask for; none has a comma within one.
+_BETWEEN_SCOPES = re.compile(r"[,\s]+")
 _TOKEN_TYPE = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")
 _ERROR_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_ .-]{0,63}")
 _UNNAMED = "unnamed"
@@ -38,7 +41,14 @@ _PASSING_ERRORS = frozenset(
     {"temporarily_unavailable", "slow_down", "rate_limited", "ratelimited", "rate_limit_exceeded"}
 )
 _THEIR_ERRORS = frozenset(
-    {"server_error", "internal_error", "internal_server_error", "fatal_error", "request_timeout"}
+    {
+        "server_error",
+        "internal_error",
+        "internal_server_error",
+        "fatal_error",
+        "service_unavailable",
+        "request_timeout",
+    }
 )
 
 
@@ -103,8 +113,8 @@ def error_name(
     """Returns the error that the answer names, short and printable; None when it names none."""
     if content is None:
         return None
-    error = _at(content, oauth.error_at)
-    if error is None or error is False or error == "":
+    error = next((found for path in oauth.errors_at if (found := _at(content, path))), None)
+    if error is None:
         return _UNNAMED if content.get("ok") is False else None
     if not isinstance(error, str) or not _ERROR_NAME.fullmatch(error):
         return _UNNAMED
@@ -148,7 +158,7 @@ def _grant(oauth: OAuth, content: Mapping[str, Any], elapsed: timedelta) -> Gran
         token_type=oauth.token_type or _token_type(content.get("token_type")),
         expires_in=_expires_in(oauth, _at(content, oauth.expires_in_at), elapsed),
         refresh_token=_refresh_token(content, oauth),
-        scopes=_scopes(oauth, _at(content, oauth.scope_at)),
+        scopes=_scopes(_at(content, oauth.scope_at)),
     )
 
 
@@ -198,10 +208,9 @@ def _seconds(said: Any) -> float | None:
     return None if seconds != seconds else seconds  # noqa: PLR0124 not a number
 
 
-def _scopes(oauth: OAuth, said: Any) -> tuple[str, ...] | None:
+def _scopes(said: Any) -> tuple[str, ...] | None:
     if isinstance(said, str):
-        separator = (oauth.granted_scope_separator or oauth.scope_separator).strip()
-        said = [part.strip() for part in said.split(separator or None)]
+        said = _BETWEEN_SCOPES.split(said)
     if not isinstance(said, list):
         return None
     scopes = tuple(dict.fromkeys(part for part in said if part))
