@@ -18,6 +18,7 @@ from services.credentials.catalogue_files import load_catalogue
 from services.credentials.completion import Completion
 from services.credentials.connections import Connections
 from services.credentials.deletion import REVOCATIONS_AT_ONCE, Deletion, Revoker
+from services.credentials.erasure import Erasure
 from services.credentials.gateway import HttpGateway
 from services.credentials.keyring import Keyring
 from services.credentials.oauth_clients import load_clients
@@ -93,6 +94,8 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
             locks,
             Unobserved(),
         )
+        erasure = Erasure(database, data_keys, revoker)
+        stack.push_async_callback(erasure.close)
         service = CredentialsService(
             catalogue=catalogue,
             operators=operators,
@@ -118,6 +121,7 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
             completion=Completion(database, data_keys, catalogue, operators, gateway),
             bindings=Bindings(database, registry, per_deployment=settings.bindings_per_deployment),
             webhooks=webhooks,
+            erasure=erasure,
             vending=(await enter(open_vending(settings, needs))).vending,
         )
         rewrapping = Rewrapping(database, keks)

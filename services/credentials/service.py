@@ -8,6 +8,7 @@ from services.credentials.catalogue import Catalogue
 from services.credentials.completion import Completion
 from services.credentials.connections import Connections
 from services.credentials.deletion import Deletion
+from services.credentials.erasure import Erasure
 from services.credentials.oauth_clients import OperatorClients
 from services.credentials.vending import Vending
 from services.credentials.webhooks import Webhooks
@@ -25,4 +26,5 @@ class CredentialsService:
     completion: Completion
     bindings: Bindings
     webhooks: Webhooks
+    erasure: Erasure
     vending: Vending

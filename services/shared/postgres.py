@@ -14,7 +14,7 @@ import asyncpg.pool
 import structlog
 
 from services.shared.background import background
-from services.shared.errors import UnavailableError
+from services.shared.errors import NotFoundError, UnavailableError
 from services.shared.ids import TenantId
 from services.shared.settings import PostgresSettings, secret_text
 
@@ -32,6 +32,8 @@ _MIGRATION_NAME = re.compile(r"(\d{4})_[a-z0-9_]+\.sql")
 # "bulkhead" in ASCII: the lock under which migrations are applied.
 _MIGRATION_LOCK = 0x62756C6B68656164
 
+# Our own: raised by triggers where nothing may come to be of a tenant any more.
+_ERASED = "BH410"
 _AWAY = (
     OSError,
     TimeoutError,
@@ -50,11 +52,18 @@ _AWAY = (
 
 @contextmanager
 def postgres_errors() -> Iterator[None]:
-    """Turns a Postgres that is away inside the block into UnavailableError."""
+    """Turns a Postgres that is away inside the block into UnavailableError.
+
+    A tenant that is erased turns into NotFoundError.
+    """
     try:
         yield
     except _AWAY as error:
         raise UnavailableError("the service's database is away") from error
+    except asyncpg.PostgresError as error:
+        if error.sqlstate == _ERASED:
+            raise NotFoundError("tenant") from error
+        raise
 
 
 class Signal:

@@ -200,6 +200,27 @@ CREATE TABLE erasures (
     receipt   jsonb NOT NULL DEFAULT '{}'
 );
 
+-- Nothing comes to be of a tenant that is erased, whoever writes. An erasure begins with the same
+-- lock, held alone: whoever was faster has committed by then, and is erased with the rest.
+CREATE FUNCTION refuse_erased() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock_shared(hashtextextended('erasure ' || NEW.tenant_id, 0));
+    IF EXISTS (SELECT FROM erasures WHERE tenant_id = NEW.tenant_id) THEN
+        RAISE EXCEPTION 'the tenant is erased' USING ERRCODE = 'BH410';
+    END IF;
+    RETURN NEW;
+END $$;
+DO $$
+DECLARE
+    own text;
+BEGIN
+    FOREACH own IN ARRAY ARRAY['data_keys', 'deployments', 'connections', 'bindings', 'authorizations',
+                               'webhooks'] LOOP
+        EXECUTE format('CREATE TRIGGER refuse_erased BEFORE INSERT ON %I'
+                       ' FOR EACH ROW EXECUTE FUNCTION refuse_erased()', own);
+    END LOOP;
+END $$;
+
 -- Whoever changes a connection's state, the tenant is told: no path can forget it.
 CREATE FUNCTION report_connection_state() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
