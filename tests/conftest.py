@@ -15,6 +15,8 @@ from deploy.local.valkey import ValkeyServer, valkey_server
 from tests.databases import Databases
 from tests.leaks import pytest_runtest_makereport  # noqa: F401 pytest finds hooks by their name
 from tests.mesh import Mesh, running_mesh
+from tests.provider_double import ProviderDouble, running_provider
+from tests.providers import AT_DOOR, OWN_REDIRECT, catalogue_settings
 
 _SHARES, _PORTS = 4, 2_500
 
@@ -67,9 +69,16 @@ async def start_mesh(
 
 
 @pytest.fixture(scope="session")
-async def mesh(start_mesh: StartMesh) -> AsyncIterator[Mesh]:
+async def provider() -> AsyncIterator[ProviderDouble]:
+    """An outside provider, which `mesh` knows as `loopback`; see `tests/providers.py`."""
+    async with running_provider(redirect_urls=[AT_DOOR, OWN_REDIRECT]) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+async def mesh(start_mesh: StartMesh, home: Path, provider: ProviderDouble) -> AsyncIterator[Mesh]:
     """Every service, in this process, over real mTLS; shared by the tests that only call it."""
-    async with start_mesh({}) as running:
+    async with start_mesh({"credentials": catalogue_settings(home, provider)}) as running:
         yield running
 
 
