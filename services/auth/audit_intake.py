@@ -39,9 +39,7 @@ class AuditIntake:
 
         self._resolve: Coalescer[bytes, Principal | None] = Coalescer(resolve)
 
-    async def record(
-        self, service: str, presented: Sequence[Presented]
-    ) -> list[AuditEventId | None]:
+    async def record(self, presented: Sequence[Presented]) -> list[AuditEventId | None]:
         """Returns, in order, the id of each event; None where the key is not valid now.
 
         The events of one chain are written all or nothing, in order. An error says that those of
@@ -50,27 +48,24 @@ class AuditIntake:
         Raises:
             UnavailableError: the keys cannot be looked up, or a chain cannot be written, now.
         """
-        principals = await self._principals(service, {each.key_digest for each in presented})
+        principals = await self._principals({each.key_digest for each in presented})
         chains: dict[TenantId | None, list[NewEvent]] = {}
         event_ids: list[AuditEventId | None] = []
         for each in presented:
             principal = principals[each.key_digest]
-            event = None if principal is None else _event(principal, each)
-            if principal is not None and event is not None:
-                chains.setdefault(principal.tenant_id, []).append(event)
-            event_ids.append(None if event is None else event.event_id)
+            if principal is None or not _opens(principal, each.peer):
+                event_ids.append(None)
+                continue
+            event = _event(principal, each)
+            chains.setdefault(principal.tenant_id, []).append(event)
+            event_ids.append(event.event_id)
         await self._write(chains)
         return event_ids
 
-    async def _principals(
-        self, service: str, digests: Iterable[bytes]
-    ) -> Mapping[bytes, Principal | None]:
+    async def _principals(self, digests: Iterable[bytes]) -> Mapping[bytes, Principal | None]:
         asked = list(digests)
         found = await asyncio.gather(*(self._resolve(digest) for digest in asked))
-        return {
-            digest: principal if principal is not None and _opens(principal, service) else None
-            for digest, principal in zip(asked, found, strict=True)
-        }
+        return dict(zip(asked, found, strict=True))
 
     async def _write(self, chains: Mapping[TenantId | None, Sequence[NewEvent]]) -> None:
         places = asyncio.Semaphore(_MOST_CHAINS)
@@ -89,9 +84,9 @@ class AuditIntake:
                 raise end
 
 
-def _opens(principal: Principal, service: str) -> bool:
-    """Whether the key opens anything when `service` presents it."""
-    return principal.bound_peer in (None, service)
+def _opens(principal: Principal, peer: str) -> bool:
+    """Whether the key opens anything when `peer` presents it (P-30)."""
+    return principal.bound_peer in (None, peer)
 
 
 def _event(principal: Principal, each: Presented) -> NewEvent:

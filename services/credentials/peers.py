@@ -1,14 +1,17 @@
 """What credentials asks of auth, with the key of the tenant it acts for."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import grpc
 from bulkhead.auth.v1 import auth_service_pb2 as auth_pb2
 from bulkhead.auth.v1.auth_service_pb2_grpc import AuthServiceStub
+from opentelemetry import trace
 
 from services.credentials.ports import Bearer, VendRecord
-from services.shared.errors import PermissionDeniedError
+from services.shared.errors import PermissionDeniedError, UnauthenticatedError
 from services.shared.ids import ConnectionId, DeploymentId
+from services.shared.keyformat import digest
+from services.shared.principal import Caller
 from services.shared.status import translated
 
 _VEND = "bulkhead.credentials.v1.CredentialsService/Vend"
@@ -80,6 +83,37 @@ class AuthAuditTrail:
                 auth_pb2.RecordAuditEventsRequest(events=events)
             )
         return [bool(event_id) for event_id in answer.event_ids]
+
+
+class AuthAuditor:
+    """auth's audit log, as `Auditor`: for keys too that open nothing when we present them.
+
+    A job's key is bound to the service that calls us with it (P-30), which is the event's peer.
+    """
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._stub = AuthServiceStub(channel)
+
+    async def record(self, caller: Caller, method: str, resources: Mapping[str, str]) -> None:
+        """Returns once the event is written; see `Auditor`."""
+        event = auth_pb2.NewAuditEvent(
+            key_digest=digest(caller.bearer or ""),
+            method=method,
+            peer=caller.peer,
+            resources=dict(resources),
+            trace_id=_current_trace_id(),
+        )
+        with translated():
+            answer = await self._stub.RecordAuditEvents(
+                auth_pb2.RecordAuditEventsRequest(events=[event])
+            )
+        if not all(answer.event_ids):
+            raise UnauthenticatedError
+
+
+def _current_trace_id() -> str:
+    context = trace.get_current_span().get_span_context()
+    return trace.format_trace_id(context.trace_id) if context.is_valid else ""
 
 
 def _presented(bearer: Bearer) -> tuple[tuple[str, str], ...]:

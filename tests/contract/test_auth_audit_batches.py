@@ -90,6 +90,18 @@ async def test_of_a_key_that_is_revoked_expired_or_unknown_nothing_is_recorded(
     ]
 
 
+@pytest.mark.promise("P-30")
+async def test_a_jobs_key_is_recorded_for_calls_of_the_service_that_holds_it_alone(
+    mesh: Mesh, credentials: AuthServiceStub
+) -> None:
+    customer = await mesh.customer()
+    job = await mesh.job_key(customer)
+    events = [event(job, peer=peer) for peer in ("edge", "provisioner", "credentials")]
+    event_ids = await record(credentials, *events)
+    assert [bool(each) for each in event_ids] == [False, True, False]
+    assert [each.peer for each in await logged(mesh, customer)] == ["provisioner"]
+
+
 async def test_a_key_that_expires_is_found_so_by_the_clock_of_the_database(
     mesh: Mesh, credentials: AuthServiceStub, databases: Databases
 ) -> None:

@@ -277,9 +277,11 @@ async def opened(mesh: Mesh, stack: AsyncExitStack, customer: Customer, deployme
 
 
 def replica(mesh: Mesh, service: str, number: int, port: int, **changed: str) -> Replica:
-    settings = mesh.settings[service].model_copy(
-        update={"listen": f"127.0.0.1:{port}", "health_listen": "127.0.0.1:0", **changed}
-    )
+    anywhere = "127.0.0.1:0"
+    own = {"listen": f"127.0.0.1:{port}", "health_listen": anywhere} | changed
+    if service == "app_proxy":
+        own["http_listen"] = anywhere
+    settings = mesh.settings[service].model_copy(update=own)
     return Replica(service, number, settings, mesh.home / f"{service}-{number}.log")
 
 

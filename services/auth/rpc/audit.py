@@ -65,7 +65,7 @@ class AuditRpc(Part):
             raise InvalidFieldError("events", f"must be 1 to {_MOST_EVENTS}")
         service = current_caller().peer
         presented = [_presented(service, event) for event in request.events]
-        event_ids = await self._service.intake.record(service, presented)
+        event_ids = await self._service.intake.record(presented)
         return pb2.RecordAuditEventsResponse(event_ids=[each or "" for each in event_ids])
 
 
