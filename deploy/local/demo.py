@@ -15,8 +15,9 @@ from deploy.local.foreground import ended_by_signals, parse_overrides
 from deploy.local.layout import Layout
 from deploy.local.programs import Options, Overrides
 from deploy.local.stack import Addresses, Stack
-from deploy.local.story import evidence, keys, preparation, refusals, work
+from deploy.local.story import evidence, keys, lending, preparation, refusals, work
 from deploy.local.story.command_line import CommandLine
+from deploy.local.story.provider import OutsideProvider, outside_provider
 from deploy.local.story.scene import Scene
 from deploy.local.story.stage import Stage, Surprise
 from deploy.local.story.temporary import temporary_state
@@ -37,10 +38,13 @@ async def play(stage: Stage, overrides: Overrides) -> None:
     async with AsyncExitStack() as exits:
         receiver = await exits.enter_async_context(otlp_receiver())
         state = exits.enter_context(temporary_state("bulkhead-demo-"))
+        provider = await exits.enter_async_context(outside_provider(state))
         folders = (state, Layout.of(state).servers)
         with stage.step("The stack starts in a temporary folder"):
-            scene = await _started(stage, exits, state, receiver, overrides)
-        await _story(scene)
+            settings = _merged(provider.overrides, overrides)
+            options = Options(receiver.endpoint, edge_port=provider.edge_port, overrides=settings)
+            scene = await _started(stage, exits, state, receiver, options)
+        await _story(scene, provider)
         with stage.step("Everything stops, and nothing is left behind"):
             before = evidence.processes(state)
             await exits.aclose()
@@ -48,16 +52,22 @@ async def play(stage: Stage, overrides: Overrides) -> None:
 
 
 async def _started(
-    stage: Stage, exits: AsyncExitStack, state: Path, receiver: Receiver, overrides: Overrides
+    stage: Stage, exits: AsyncExitStack, state: Path, receiver: Receiver, options: Options
 ) -> Scene:
     stage.command("operator", f"bulkhead up --state {state} --otlp {receiver.endpoint}")
-    stack = Stack(state, Options(otlp=receiver.endpoint, overrides=overrides))
+    stack = Stack(state, options)
     addresses: Addresses = await exits.enter_async_context(stack.running(stage.result))
     stage.say(f"The front door is {addresses.edge}; deployments are hosts below it.")
     return Scene(stage, addresses, CommandLine(addresses.api), receiver.traces)
 
 
-async def _story(scene: Scene) -> None:
+def _merged(first: Overrides, then: Overrides) -> Overrides:
+    """Returns the settings of both; `then` counts where they differ."""
+    services = {*first, *then}
+    return {each: {**first.get(each, {}), **then.get(each, {})} for each in services}
+
+
+async def _story(scene: Scene, provider: OutsideProvider) -> None:
     step = scene.stage.step
     with step("The operator creates two tenants on the free plan"):
         tenants = await preparation.create_tenants(scene)
@@ -69,6 +79,14 @@ async def _story(scene: Scene) -> None:
         trace_id = await work.work_at_first(scene, acme)
     with step("globex's agent runs the same SQL, and sees other data"):
         await work.work_at_second(scene, globex)
+    with step("acme keeps a grant at an outside provider, by OAuth; a person allows it"):
+        connection, second = await lending.authorize(scene, provider, acme.tenant)
+    with step("It is lent to one of acme's two deployments, which uses it"):
+        lent = await lending.lend(scene, connection, second)
+    with step("Nobody else has it"):
+        await lending.nobody_else(scene, lent, acme, globex)
+    with step("The token leads to who was given it; without the binding no more is given"):
+        await lending.traced(scene, lent)
     with step("What is not allowed is refused"):
         await refusals.at_the_door(scene, acme, globex)
         await refusals.at_the_api(scene, acme, globex)

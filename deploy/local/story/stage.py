@@ -13,6 +13,8 @@ COLUMNS = 100
 _INDENT = "    "
 _WHAT_COLUMNS = 40
 _KEY = re.compile(r"\b(smcp_\w{2}_\w{4})\w+")
+# Of OAuth: what works once.
+_ONCE = re.compile(r"\b((?:state|code|code_challenge)=)[^&\s]+")
 _PASSWORD = re.compile(r"(://[^:/@\s]+:)[^@\s]+@")
 
 
@@ -21,8 +23,8 @@ class Surprise(Exception):  # noqa: N818 what the story did not expect, whoever 
 
 
 def masked(text: str) -> str:
-    """Returns `text` with every key cut to its readable beginning, and no password."""
-    return _PASSWORD.sub(r"\1…@", _KEY.sub(r"\1…", text))
+    """Returns `text` with every key cut to its readable beginning, no password, and no state."""
+    return _PASSWORD.sub(r"\1…@", _ONCE.sub(r"\1…", _KEY.sub(r"\1…", text)))
 
 
 class Stage:
