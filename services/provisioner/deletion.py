@@ -17,6 +17,9 @@ from services.shared.errors import NotFoundError
 from services.shared.ids import DeploymentId, TenantId, new_operation_id
 from services.shared.postgres import Connection, Database
 
+# Keys and route are dead when these are taken.
+_CUT_OFF = frozenset({Step.RELEASING, Step.DESTROYING})
+
 
 class Deletion:
     """Ends deployments, whatever state they are in."""
@@ -116,12 +119,12 @@ class Deletion:
         await self._steps.retire(work)
         await self._steps.unroute(work)
         async with self._database.tenant(tenant) as connection:
-            await store.set_step(connection, operation.operation_id, Step.DESTROYING)
+            await store.set_step(connection, operation.operation_id, Step.RELEASING)
         return operation
 
 
 def _is_cut_off(operation: Operation) -> bool:
-    return operation.state is OperationState.SUCCEEDED or operation.step is Step.DESTROYING
+    return operation.state is OperationState.SUCCEEDED or operation.step in _CUT_OFF
 
 
 def _found(deployment: Deployment | None) -> Deployment:

@@ -51,7 +51,7 @@ class OperationState(StrEnum):
 
 
 class Step(StrEnum):
-    """What an operation is at, in order: the first four create, the last three delete."""
+    """What an operation is at, in order: the first four create, the last four delete."""
 
     REGISTERING = "registering"
     ROUTE = "route"
@@ -59,6 +59,7 @@ class Step(StrEnum):
     PUBLISHING = "publishing"
     RETIRING = "retiring"
     UNROUTING = "unrouting"
+    RELEASING = "releasing"
     DESTROYING = "destroying"
 
 

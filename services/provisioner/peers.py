@@ -5,6 +5,8 @@ from bulkhead.app_proxy.v1 import routing_service_pb2 as routing_pb2
 from bulkhead.app_proxy.v1.routing_service_pb2_grpc import RoutingServiceStub
 from bulkhead.auth.v1 import auth_service_pb2 as auth_pb2
 from bulkhead.auth.v1.auth_service_pb2_grpc import AuthServiceStub
+from bulkhead.credentials.v1 import credentials_service_pb2 as credentials_pb2
+from bulkhead.credentials.v1.credentials_service_pb2_grpc import CredentialsServiceStub
 
 from services.provisioner.domain import Deployment, RouteState
 from services.provisioner.ports import Bearer
@@ -95,6 +97,25 @@ class ProxyRoutes:
         with translated():
             await self._stub.DeleteRoute(
                 routing_pb2.DeleteRouteRequest(deployment_id=deployment),
+                metadata=_presented(bearer),
+            )
+
+
+class CredentialsLoans:
+    """credentials, as `ports.Loans`."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._stub = CredentialsServiceStub(channel)
+
+    async def end(self, bearer: Bearer, deployment: DeploymentId) -> None:
+        """Ends every binding of the deployment.
+
+        Raises:
+            BulkheadError: credentials refuses, or is away.
+        """
+        with translated():
+            await self._stub.ReleaseDeployment(
+                credentials_pb2.ReleaseDeploymentRequest(deployment_id=deployment),
                 metadata=_presented(bearer),
             )
 

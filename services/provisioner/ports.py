@@ -45,6 +45,14 @@ class Routes(Protocol):
         ...
 
 
+class Loans(Protocol):
+    """What others' connections are lent to which deployment. All methods raise BulkheadError."""
+
+    async def end(self, bearer: Bearer, deployment: DeploymentId) -> None:
+        """Ends every binding of the deployment."""
+        ...
+
+
 class Locks(Protocol):
     """One worker at a time on a deployment, across all replicas."""
 

@@ -19,7 +19,7 @@ from services.provisioner.drivers.local import LocalDriver, PortRange
 from services.provisioner.drivers.postgres_process import reachable_home
 from services.provisioner.locks import DeploymentLocks
 from services.provisioner.master_secret import MasterSecret, read_master_secret
-from services.provisioner.peers import AuthRegistry, ProxyRoutes
+from services.provisioner.peers import AuthRegistry, CredentialsLoans, ProxyRoutes
 from services.provisioner.queue import WorkQueue, work
 from services.provisioner.reconciler import Reconciler
 from services.provisioner.rpc import ProvisionerRpc
@@ -49,12 +49,15 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
         )
         auth = await enter(open_channel(settings, "auth", settings.auth_target))
         proxy = await enter(open_channel(settings, "app_proxy", settings.app_proxy_target))
+        credentials = await enter(
+            open_channel(settings, "credentials", settings.credentials_target)
+        )
         resolver = await enter(open_key_resolver(auth))
         changes = await enter(open_changes(database))
 
         driver = await _local_driver(settings, secret, database)
         registry, queue = AuthRegistry(auth), WorkQueue(f"{_NAME}_service")
-        steps = Steps(database, registry, ProxyRoutes(proxy), driver)
+        steps = Steps(database, registry, ProxyRoutes(proxy), CredentialsLoans(credentials), driver)
         deployments = DeploymentService(database, changes)
         rpc = ProvisionerRpc(
             Creation(

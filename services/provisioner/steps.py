@@ -13,7 +13,7 @@ from services.provisioner.domain import (
     Step,
 )
 from services.provisioner.drivers.protocol import DatabaseDriver
-from services.provisioner.ports import Bearer, Registry, Routes
+from services.provisioner.ports import Bearer, Loans, Registry, Routes
 from services.shared.postgres import Database
 
 
@@ -33,11 +33,17 @@ class Steps:
     """What each step does. Whoever takes one holds the deployment's lock."""
 
     def __init__(
-        self, database: Database, registry: Registry, routes: Routes, driver: DatabaseDriver
+        self,
+        database: Database,
+        registry: Registry,
+        routes: Routes,
+        loans: Loans,
+        driver: DatabaseDriver,
     ) -> None:
         self._database = database
         self._registry = registry
         self._routes = routes
+        self._loans = loans
         self._driver = driver
 
     def of(self, operation: Operation) -> Sequence[tuple[Step, Action]]:
@@ -56,6 +62,7 @@ class Steps:
         steps: Sequence[tuple[Step, Action]] = (
             (Step.RETIRING, self.retire),
             (Step.UNROUTING, self.unroute),
+            (Step.RELEASING, self._release),
             (Step.DESTROYING, self.destroy),
         )
         names = [step for step, _ in steps]
@@ -83,6 +90,14 @@ class Steps:
     async def unroute(self, work: Work) -> None:
         """Makes the host unknown."""
         await self._routes.delete(work.bearer, work.deployment.deployment_id)
+
+    async def _release(self, work: Work) -> None:
+        """Ends what was lent to the deployment.
+
+        Last but one: its keys are dead by then, so that nothing is vended along a binding, and
+        whoever credentials keeps waiting is cut off all the same.
+        """
+        await self._loans.end(work.bearer, work.deployment.deployment_id)
 
     async def destroy(self, work: Work) -> None:
         """Removes process and data."""

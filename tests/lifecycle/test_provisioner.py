@@ -1,6 +1,7 @@
 """The provisioner through crashes: killed itself, its servers killed, its peers away."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 import asyncpg
 import grpc
 import pytest
+from bulkhead.credentials.v1 import credentials_service_pb2 as credentials_pb2
+from bulkhead.credentials.v1.credentials_service_pb2_grpc import CredentialsServiceStub
 from bulkhead.provisioner.v1 import provisioner_service_pb2 as pb2
 from bulkhead.provisioner.v1.provisioner_service_pb2_grpc import ProvisionerServiceStub
 
@@ -21,12 +24,14 @@ from services.provisioner.master_secret import read_master_secret
 from services.provisioner.server import compose
 from services.provisioner.settings import Settings
 from services.shared.ids import new_deployment_id
+from services.shared.postgres import connect
 from tests.conftest import StartMesh
 from tests.mesh import PATIENCE_SECONDS, Customer, Mesh, bearer, fresh_id
 from tests.refusals import expect_refused
 
 ROOT = Path(__file__).parents[2]
 SWEEP_SECONDS = 0.3
+MEMBERS = ("auth", "credentials", "app_proxy", "provisioner")
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +40,7 @@ async def mesh(start_mesh: StartMesh) -> AsyncIterator[Mesh]:
     overrides = {"provisioner": {"sweep_seconds": SWEEP_SECONDS, "create_tries": 6}}
     home = None
     try:
-        async with start_mesh(overrides, ("auth", "app_proxy", "provisioner")) as running:
+        async with start_mesh(overrides, MEMBERS) as running:
             home = servers(running)
             yield running
     finally:
@@ -275,6 +280,77 @@ async def delete(
             except grpc.aio.AioRpcError as error:
                 assert error.code() is grpc.StatusCode.UNAVAILABLE  # noqa: PT017 others fail here
                 await asyncio.sleep(0.1)
+
+
+async def test_a_delete_waits_until_what_was_lent_to_the_deployment_is_ended(
+    mesh: Mesh, provisioner: ProvisionerServiceStub, customer: Customer
+) -> None:
+    deployment = await mesh.deployment(customer)
+    credentials = mesh.stub(CredentialsServiceStub, "credentials")
+    made = await credentials.CreateConnection(
+        credentials_pb2.CreateConnectionRequest(
+            request_id=fresh_id(),
+            provider="github",
+            name="notes",
+            static_token=credentials_pb2.StaticToken(token="t"),
+        ),
+        metadata=bearer(customer.key),
+    )
+    await credentials.BindConnection(
+        credentials_pb2.BindConnectionRequest(
+            deployment_id=deployment.deployment_id, connection_id=made.connection.connection_id
+        ),
+        metadata=bearer(customer.key),
+    )
+    async with without(mesh, "credentials"):
+        # Keys and route are dead when this is answered, whoever else is away.
+        deleted = await delete(provisioner, customer, deployment.deployment_id)
+        operation = deleted.operation
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while operation.retries == 0:
+                operation = await latest(provisioner, customer, operation.operation_id)
+        assert (operation.state, operation.step) == (pb2.OPERATION_STATE_RUNNING, "releasing")
+        assert operation.message == "a service that is needed is away"
+    done = await mesh.finished(customer, deleted.operation.operation_id)
+    assert done.state == pb2.OPERATION_STATE_SUCCEEDED
+    left = await credentials.ListBindings(
+        credentials_pb2.ListBindingsRequest(), metadata=bearer(customer.key)
+    )
+    assert not left.bindings
+
+
+@pytest.mark.parametrize("step", ["retiring", "unrouting", "destroying"])
+async def test_a_delete_that_an_earlier_version_began_goes_on(
+    mesh: Mesh, provisioner: ProvisionerServiceStub, customer: Customer, step: str
+) -> None:
+    deployment = await mesh.deployment(customer, database=False, mcp=False)
+    async with without(mesh, "app_proxy"):
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            await provisioner.DeleteDeployment(
+                pb2.DeleteDeploymentRequest(deployment_id=deployment.deployment_id),
+                metadata=bearer(customer.key),
+            )
+        await set_step(mesh, deployment.deployment_id, step)
+    deleted = await delete(provisioner, customer, deployment.deployment_id)
+    done = await mesh.finished(customer, deleted.operation.operation_id)
+    assert done.state == pb2.OPERATION_STATE_SUCCEEDED
+
+
+async def set_step(mesh: Mesh, deployment_id: str, step: str) -> None:
+    settings = mesh.settings["provisioner"]
+    assert isinstance(settings, Settings)
+    connection = await connect(settings)
+    try:
+        await connection.execute("SET ROLE provisioner_service")
+        changed = await connection.execute(
+            "UPDATE operations SET step = $2, next_try_at = now()"
+            " WHERE deployment_id = $1 AND kind = 'delete'",
+            deployment_id,
+            step,
+        )
+        assert changed == "UPDATE 1"
+    finally:
+        await connection.close()
 
 
 async def test_a_delete_that_cannot_cut_off_at_once_says_so_and_goes_on_by_itself(
