@@ -32,7 +32,11 @@ class HeldLock:
     @property
     def lost(self) -> bool:
         """Whether the session is known to have ended, so that others may hold the lock."""
-        return self._session.is_closed()
+        try:
+            return self._session.is_closed()
+        except asyncpg.InterfaceError:
+            # The pool has taken back what is of no use any more.
+            return True
 
 
 class RefreshLocks:
