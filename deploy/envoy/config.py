@@ -190,6 +190,10 @@ def _check(settings: EdgeSettings) -> dict[str, Any]:
 def _tracing() -> dict[str, Any]:
     return {
         "random_sampling": {"value": 100},
+        # In place of Envoy's own, which has the query in it.
+        "custom_tags": [
+            {"tag": "http.url", "value": "%REQ(:SCHEME)%://%REQ(:AUTHORITY)%%PATH(NQ)%"}
+        ],
         "provider": {
             "name": "envoy.tracers.opentelemetry",
             "typed_config": {
