@@ -5,9 +5,13 @@ base64, at whatever place it began there.
 """
 
 import base64
+import json
 import secrets
 from collections.abc import Iterable, Iterator
+from typing import TypeAlias
+from urllib.parse import quote
 
+Secret: TypeAlias = str | bytes
 MARK = "plantedcanary7q"
 
 
@@ -25,13 +29,16 @@ REFRESH_TOKEN = f"{MARK}-refresh-token"
 CODE = f"{MARK}-code"
 
 
-def forms(secret: str) -> frozenset[str]:
+def forms(secret: Secret) -> frozenset[str]:
     """Returns what is left of `secret` in the encodings that output may have."""
-    plain = secret.encode()
-    return frozenset({secret, plain.hex(), plain.hex().upper(), *_in_base64(plain)})
+    plain = secret.encode() if isinstance(secret, str) else secret
+    encoded = {plain.hex(), plain.hex().upper(), *_in_base64(plain)}
+    if isinstance(secret, str):
+        encoded |= {secret, quote(secret, safe=""), json.dumps(secret)[1:-1]}
+    return frozenset(encoded)
 
 
-def leaked(output: str, sought: Iterable[str] = (MARK,)) -> set[str]:
+def leaked(output: str, sought: Iterable[Secret] = (MARK,)) -> set[Secret]:
     """Returns those of `sought` that are in `output`, in any form."""
     return {secret for secret in sought if any(form in output for form in forms(secret))}
 

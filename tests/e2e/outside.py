@@ -4,7 +4,7 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,8 +34,10 @@ class Ran:
         return json.loads(self.out)
 
 
-async def run(*arguments: str, key: str | None = None, api: str | None = None) -> Ran:
-    """Runs `bulkhead` as a user would."""
+async def run(
+    *arguments: str, key: str | None = None, api: str | None = None, given: str | None = None
+) -> Ran:
+    """Runs `bulkhead` as a user would; it reads `given` from its standard input."""
     environment = {
         name: os.environ[name] for name in ("PATH", "HOME", RANGE_VARIABLE) if name in os.environ
     }
@@ -45,11 +47,11 @@ async def run(*arguments: str, key: str | None = None, api: str | None = None) -
         str(BULKHEAD),
         *arguments,
         env=environment,
-        stdin=asyncio.subprocess.DEVNULL,
+        stdin=asyncio.subprocess.DEVNULL if given is None else asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    out, err = await asyncio.wait_for(process.communicate(), 120)
+    out, err = await asyncio.wait_for(process.communicate(given.encode() if given else None), 120)
     return Ran(process.returncode or 0, out.decode(), err.decode())
 
 
@@ -60,13 +62,15 @@ class Tenant:
     stack: "Stack"
     key: str
 
-    async def run(self, *arguments: str) -> Ran:
+    async def run(self, *arguments: str, given: str | None = None) -> Ran:
         """Runs `bulkhead` with the tenant's key."""
-        return await run(*arguments, key=self.key, api=self.stack.api)
+        return await run(*arguments, key=self.key, api=self.stack.api, given=given)
 
-    async def deployment(self, name: str = "notes") -> "Deployment":
-        """Returns a new deployment with MCP and a database, and a key of its own."""
-        made = (await self.run("deployment", "create", name, "--mcp", "--database", "--json")).json
+    async def deployment(
+        self, name: str = "notes", parts: Sequence[str] = ("--mcp", "--database")
+    ) -> "Deployment":
+        """Returns a new deployment, with MCP and a database unless told, and a key of its own."""
+        made = (await self.run("deployment", "create", name, *parts, "--json")).json
         issued = (
             await self.run("key", "issue", "--deployment", made["deployment_id"], "--json")
         ).json

@@ -21,7 +21,8 @@ async def test_up_says_where_everything_is_and_keeps_the_operators_key_private(
     assert stack.edge.startswith("http://localhost:")
     assert stack.operator_key_file.stat().st_mode & 0o777 == 0o600
     names = {each["name"] for each in (await stack.status())["processes"]}
-    assert names == {"postgres", "valkey", "auth", "ratelimit", "provisioner", "app_proxy", "edge"}
+    services = {"auth", "ratelimit", "credentials", "provisioner", "app_proxy"}
+    assert names == {"postgres", "valkey", "edge", *services}
 
 
 @pytest.mark.promise("P-01")
