@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import structlog
+
 from services.credentials import keyring_store as store
 from services.credentials.keyring_store import Standing
 from services.credentials.rewrapping import Rewrapping
@@ -14,6 +16,7 @@ from services.shared.errors import (
     Reason,
 )
 from services.shared.postgres import Connection, Database
+from services.shared.settings import UnusableFileError
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,25 @@ class Keyring:
             sum(count.data_keys for count in others),
             sum(count.unreadable for count in others),
         )
+
+    async def verify(self) -> None:
+        """Returns when the holder has keys that data keys are under, or there is no data key.
+
+        Raises:
+            UnusableFileError: it has none of them, so that nothing could be read.
+            UnavailableError: the holder is away.
+        """
+        keys = (await self.status()).keys
+        missing = [key for key in keys if not key.usable]
+        for key in missing:
+            log = structlog.get_logger()
+            log.error("a key-encryption key is missing", kek_id=key.kek_id, data_keys=key.data_keys)
+        if missing and not any(key.data_keys for key in keys if key.usable):
+            raise UnusableFileError(
+                f"BULKHEAD_KEYRING: the {self._keks.holder} keyring has none of the keys that the"
+                f" data keys are under, as {missing[0].kek_id}: bring it back, or name the right"
+                " one"
+            )
 
     async def rotate(self) -> tuple[KekId, int]:
         """Returns the current key, and how many data keys are yet to be wrapped under it.

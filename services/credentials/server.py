@@ -55,6 +55,9 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
         database = await enter(open_database(settings, _NAME, _MIGRATIONS))
         keks = await enter(open_keyring(settings))
         data_keys = DataKeys(database, keks)
+        rewrapping = Rewrapping(database, keks)
+        keyring = Keyring(database, keks, rewrapping)
+        await keyring.verify()
         auth = await enter(open_channel(settings, "auth", settings.auth_target))
         resolver = await enter(open_key_resolver(auth))
         catalogue = load_catalogue(
@@ -124,7 +127,6 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
             erasure=erasure,
             vending=(await enter(open_vending(settings, needs))).vending,
         )
-        rewrapping = Rewrapping(database, keks)
         await enter(background(rewrapping.run()))
         yield Service(
             registrations=[
@@ -135,7 +137,7 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
                 ),
                 Registration(
                     pb2.DESCRIPTOR.services_by_name["KeyringService"],
-                    KeyringRpc(Keyring(database, keks, rewrapping)),
+                    KeyringRpc(keyring),
                     add_KeyringServiceServicer_to_server,
                 ),
             ],

@@ -11,6 +11,7 @@ from services.shared.errors import FailedPreconditionError, Reason, UnavailableE
 from services.shared.ids import TenantId
 from services.shared.keyring import open_keyring
 from services.shared.postgres import Database, open_database
+from services.shared.settings import UnusableFileError
 from tests.databases import Databases
 from tests.keyring_replicas import (
     MIGRATIONS,
@@ -204,3 +205,23 @@ async def assert_can_be_used(database: Database, kek: KekId) -> None:
         assert await connection.fetchval(
             "SELECT usable FROM key_encryption_keys WHERE kek_id = $1", kek
         )
+
+
+async def test_a_keyring_that_has_none_of_the_keys_stops_the_start(
+    replica: Replica, tmp_path: Path
+) -> None:
+    await replica.keyring.verify()
+    old = await replica.keks.current()
+    await sealed_for(replica, TENANTS[:2])
+    await replica.keyring.verify()
+    async with open_keyring(file_holder(tmp_path / "another").settings) as other:
+        wrong = Replica(replica.database, WatchedKeys(other))
+        with pytest.raises(UnusableFileError, match=f"none of the keys .* as {old}: bring it back"):
+            await wrong.keyring.verify()
+        with pytest.raises(UnavailableError, match="not at hand"):
+            await wrong.data_keys.existing(FIRST)
+        # Some can be read by now: who starts serves them, and shows what is missing.
+        await sealed_for(wrong, TENANTS[2:3])
+        await wrong.keyring.verify()
+        shown = {key.kek_id: key.usable for key in (await wrong.keyring.status()).keys}
+        assert shown == {old: False, await other.current(): True}
