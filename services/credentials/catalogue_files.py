@@ -18,12 +18,10 @@ def load_catalogue(folder: Path | None, *, private_targets: bool = False) -> Cat
     Raises:
         UnusableFileError: the first file that cannot be used, and why.
     """
-    providers = dict(_providers(_OURS, private=False))
-    if folder is not None:
-        if not folder.is_dir():
-            raise UnusableFileError(f"{folder}: is no folder")
-        providers.update(_providers(folder, private=private_targets))
-    return Catalogue(providers)
+    if folder is not None and not folder.is_dir():
+        raise UnusableFileError(f"{folder}: is no folder")
+    theirs = {} if folder is None else _providers(folder, private=private_targets)
+    return Catalogue({**_providers(_OURS, private=False), **theirs})
 
 
 def _providers(folder: Path, *, private: bool) -> Mapping[str, Provider]:

@@ -28,7 +28,8 @@ OUTSIDE = {
     "keepachangelog.com",
     "semver.org",
 }
-LOCAL = ("localhost", "127.0.0.1")
+# Loopback, and names that are nobody's (RFC 2606).
+LOCAL = ("localhost", "127.0.0.1", ".example")
 
 EVERY_DOCUMENT = pytest.mark.parametrize(
     "document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT))
