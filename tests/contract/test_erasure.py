@@ -146,11 +146,15 @@ async def test_nothing_of_an_erased_tenant_is_left_but_its_receipt(
         pb2.SetWebhookRequest(url="https://hooks.example/"), metadata=bearer(customer.key)
     )
     assert "data_keys" in await tables_naming(databases, mesh, customer.tenant_id)
+    neighbour = await mesh.customer()
+    await static(credentials, neighbour, "another's")
+    before = await tables_naming(databases, mesh, neighbour.tenant_id)
     granted = good_grants(provider)
     job = await mesh.job_key(customer)
     receipt = await erase(eraser, job)
     assert await tables_naming(databases, mesh, customer.tenant_id) == ["erasures"]
     assert good_grants(provider) == granted - 1
+    assert await tables_naming(databases, mesh, neighbour.tenant_id) == before
     assert (receipt.connections, receipt.bindings, receipt.revoked) == (3, 1, 1)
     (left,) = receipt.unrevoked
     assert (left.connection_id, left.provider, left.name) == (kept, "github", "kept there")
