@@ -50,9 +50,12 @@ class HttpGateway:
         Raises:
             ProviderAwayError: the catalogue asks for other parameters than these.
         """
+        oauth = _oauth(provider)
+        if not oauth.authorize_url:
+            raise ProviderAwayError("the catalogue declares no authorization for this provider")
         with _as_declared():
             return requests.authorization_url(
-                _oauth(provider),
+                oauth,
                 client,
                 parameters,
                 redirect_url=redirect_url,

@@ -22,6 +22,8 @@ MOST_ANSWER_BYTES = 1 << 20
 _MOST_CONNECTIONS = 64
 # What an address of version 6 can carry within: RFC 6052's prefix for translation to version 4.
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+# Not the Internet's, and not known as such to every release of Python: RFC 8215, RFC 3879, RFC 6890.
+_LOCAL = [ipaddress.ip_network(each) for each in ("64:ff9b:1::/48", "fec0::/10", "192.0.0.0/24")]
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -72,8 +74,10 @@ def is_public(address: str) -> bool:
     What version 6 carries of version 4 (mapped, 6to4, translated) is judged as that.
     """
     parsed = _carried(ipaddress.ip_address(address.partition("%")[0]))
-    return parsed.is_global and not (
-        parsed.is_multicast or parsed.is_reserved or parsed.is_unspecified
+    return (
+        parsed.is_global
+        and not (parsed.is_multicast or parsed.is_reserved or parsed.is_unspecified)
+        and not any(parsed in network for network in _LOCAL)
     )
 
 
