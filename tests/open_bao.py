@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from ssl import create_default_context
 from typing import Any
 
 import httpx
@@ -27,11 +28,17 @@ class OpenBao:
     url: str
     root_token: str = field(repr=False)
     token_file: Path
+    # Who vouches for it; None: it serves plaintext.
+    authority: Path | None = None
 
     async def ask(self, method: str, path: str, **body: Any) -> dict[str, Any]:
         """Returns the answer of the API, asked as root; empty when it has no body."""
+        verify = True if self.authority is None else create_default_context(cafile=self.authority)
         async with httpx.AsyncClient(
-            base_url=f"{self.url}/v1/", headers={"X-Vault-Token": self.root_token}, trust_env=False
+            base_url=f"{self.url}/v1/",
+            headers={"X-Vault-Token": self.root_token},
+            trust_env=False,
+            verify=verify,
         ) as http:
             answer = await http.request(method, path, json=body or None)
         assert answer.is_success, (path, answer.text)
@@ -48,8 +55,8 @@ class OpenBao:
 
 
 @asynccontextmanager
-async def open_bao(home: Path) -> AsyncIterator[OpenBao]:
-    """Runs a server in `home` for the length of the context.
+async def open_bao(home: Path, *, tls: bool = False) -> AsyncIterator[OpenBao]:
+    """Runs a server in `home` for the length of the context; with `tls`, under its own authority.
 
     Raises:
         TimeoutError: it did not answer; its output is in `home/bao.log`.
@@ -59,16 +66,22 @@ async def open_bao(home: Path) -> AsyncIterator[OpenBao]:
     (port,) = free_ports(1)
     # By the environment, which only its own user can read: the arguments are everyone's.
     environment = {"PATH": os.defpath, "HOME": str(home), "BAO_DEV_ROOT_TOKEN_ID": token}
-    listen = f"-dev-listen-address={LOOPBACK}:{port}"
+    options = [f"-dev-listen-address={LOOPBACK}:{port}", "-dev-no-store-token"]
+    options += ["-dev-tls", f"-dev-tls-cert-dir={home}"] if tls else []
     with (home / "bao.log").open("ab") as log:
         process = await asyncio.create_subprocess_exec(
-            *(get_binary_path(), "server", "-dev", "-dev-no-store-token", listen),
+            *(get_binary_path(), "server", "-dev", *options),
             env=environment,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=log,
             stderr=log,
         )
-    server = OpenBao(f"http://{LOOPBACK}:{port}", token, write_private(home / "token", token))
+    server = OpenBao(
+        f"{'https' if tls else 'http'}://{LOOPBACK}:{port}",
+        token,
+        write_private(home / "token", token),
+        home / "vault-ca.pem" if tls else None,
+    )
     try:
         await until(lambda: _answers(server), _START_SECONDS)
         await server.ask("POST", "sys/mounts/transit", type="transit")
@@ -82,6 +95,7 @@ async def open_bao(home: Path) -> AsyncIterator[OpenBao]:
 async def _answers(server: OpenBao) -> bool:
     try:
         await server.ask("GET", "sys/mounts")
-    except (httpx.TransportError, AssertionError):
+    # Its certificates may not be written yet.
+    except (httpx.TransportError, AssertionError, OSError):
         return False
     return True

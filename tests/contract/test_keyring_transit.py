@@ -176,3 +176,20 @@ async def test_without_the_engine_nothing_is_called_unreadable(bao: OpenBao) -> 
                 await keys.wrap(DATA_KEY, BOUND)
         finally:
             await bao.ask("POST", "sys/mounts/transit", type="transit")
+
+
+async def test_a_server_counts_for_whom_its_authority_vouches(tmp_path: Path) -> None:
+    async with open_bao(tmp_path / "bao", tls=True) as bao:
+        settings = transit_settings(bao)
+        named = {"keyring_transit_ca_file": bao.authority}
+        async with open_keyring(settings.model_copy(update=named)) as keys:
+            kek, wrapped = await keys.wrap(DATA_KEY, BOUND)
+            assert await keys.unwrap(kek, wrapped, BOUND) == DATA_KEY
+        # Whom the system trusts has never heard of it.
+        with pytest.raises(UnavailableError):
+            async with open_keyring(settings):
+                pass
+        missing = {"keyring_transit_ca_file": tmp_path / "none"}
+        with pytest.raises(UnusableFileError, match="No such file"):
+            async with open_keyring(settings.model_copy(update=missing)):
+                pass

@@ -48,8 +48,9 @@ class HeldKeys:
     def __init__(self, source: Source) -> None:
         self.holder = source.holder
         self._source = source
-        self._keys: KeySet | None = None
-        self._state: Hashable = None
+        # The keys and the state of the files that they were read from: in one, since several
+        # threads may read at once.
+        self._held: tuple[Hashable, KeySet] | None = None
         self._fault = ""
 
     async def open(self) -> None:
@@ -98,9 +99,8 @@ class HeldKeys:
             state = self._source.state()
         except OSError as error:
             return self._kept(f"{error.filename}: {error.strerror}")
-        if self._keys is not None and state == self._state:
-            return self._keys
-        return self._reread()
+        held = self._held
+        return held[1] if held is not None and held[0] == state else self._reread()
 
     def _reread(self) -> KeySet:
         try:
@@ -115,13 +115,13 @@ class HeldKeys:
         except OSError as error:
             raise UnusableFileError(f"{error.filename}: {error.strerror}") from error
         keys = self._source.read()
-        self._keys, self._state, self._fault = keys, state, ""
+        self._held, self._fault = (state, keys), ""
         return keys
 
     def _kept(self, fault: str) -> KeySet:
         if fault != self._fault:
             self._fault = fault
             structlog.get_logger().error("the keyring cannot be read any more", problem=fault)
-        if self._keys is None:
+        if self._held is None:
             raise UnusableFileError(fault)
-        return self._keys
+        return self._held[1]

@@ -16,7 +16,7 @@ from hvac import exceptions
 from services.shared.errors import UnavailableError
 from services.shared.keyring.private_files import Signature, read_private, signature
 from services.shared.keyring.settings import KeyringSettings
-from services.shared.settings import UnusableFileError
+from services.shared.settings import UnusableFileError, read_file
 
 _TYPE: Final = "aes256-gcm96"
 _LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
@@ -171,7 +171,8 @@ def _errors() -> Iterator[None]:
         raise
     except exceptions.InvalidPath as error:
         raise _NoSuchPathError("the transit engine has no such key, or is not there") from error
-    except (exceptions.VaultError, requests.RequestException) as error:
+    # Whatever requests raises is an OSError.
+    except (exceptions.VaultError, OSError) as error:
         raise _away(type(error).__name__) from error
 
 
@@ -184,7 +185,10 @@ def _session(authority: Path | None) -> requests.Session:
     session = requests.Session()
     # No proxy, no other certificates and no password out of the environment.
     session.trust_env = False
-    session.verify = str(authority) if authority is not None else True
+    session.verify = True
+    if authority is not None:
+        read_file(authority)
+        session.verify = str(authority)
     return session
 
 
