@@ -19,6 +19,8 @@ from tests.contracts import ROOT
 SECONDS = 240.0
 WHOLE_KEY = re.compile(r"smcp_\w{12,}")
 WHOLE_PASSWORD = re.compile(r"://\w+:(?!…)[^@\s]+@")
+# As the authorization server makes them, and what of OAuth works once.
+WHOLE_TOKEN = re.compile(r"\b[ar]t-[\w-]{8,}|\b(?:state|code)=(?!…)")
 ESCAPE = "\x1b"
 
 
@@ -98,6 +100,9 @@ async def test_the_demo_plays_to_its_end_and_leaves_nothing(home: Path) -> None:
         "Retry-After",
         "SCOPE_MISSING",
         "28P01",
+        "“Let acme act at Loopback?”",
+        "BINDING_MISSING",
+        "vends of it in the audit log             1",
         "in its grace period",
         "have forgotten it",
         "nothing surprised",
@@ -109,6 +114,7 @@ async def test_the_demo_plays_to_its_end_and_leaves_nothing(home: Path) -> None:
     assert max(map(len, output.splitlines())) <= COLUMNS
     assert WHOLE_KEY.findall(output) == []
     assert WHOLE_PASSWORD.findall(output) == []
+    assert WHOLE_TOKEN.findall(output) == []
 
 
 async def test_a_refusal_that_does_not_come_fails_the_demo(home: Path) -> None:
@@ -167,3 +173,5 @@ def test_keys_and_passwords_are_masked() -> None:
     key = "smcp_1d_" + "a" * 49
     uri = "postgresql://reader:pass-word@127.0.0.1:20000/app"
     assert masked(f"{key} {uri}") == "smcp_1d_aaaa… postgresql://reader:…@127.0.0.1:20000/app"
+    back = "http://localhost/oauth/callback?code=abc&state=def"
+    assert masked(back) == "http://localhost/oauth/callback?code=…&state=…"
