@@ -13,16 +13,22 @@ from services.shared.keyformat import new_key
 from services.shared.principal import KeyKind, permits
 from services.shared.principal_messages import KEY_KINDS
 from tests.contracts import Method, every_method
+from tests.lending import Lender
 from tests.mesh import Customer, Mesh, bearer, fresh_id
 from tests.refusals import details
 
 SERVICES = ("app_proxy", "auth", "credentials", "edge", "provisioner", "ratelimit")
 UNKNOWN = {
     "any": "dep_" + "0" * 26,
+    "binding": "bnd_" + "0" * 26,
+    "connection": "con_" + "0" * 26,
     "deployment": "dep_" + "0" * 26,
     "key": "key_" + "0" * 26,
     "operation": "op_" + "0" * 26,
 }
+# What no tenant has: OAuth clients are the providers' to know, the keys around data keys the
+# operator's.
+NOBODYS = {"client", "key_encryption_key"}
 KEYED = [method for method in every_method() if method.access.keys]
 
 
@@ -49,12 +55,17 @@ async def make_victim(mesh: Mesh) -> Victim:
     customer = await mesh.customer()
     deployment = await mesh.deployment(customer)
     deployment_key = await mesh.key(customer, deployment.deployment_id)
+    lender = Lender(mesh, customer)
+    connection_id = await lender.connection(exclusive=True)
+    binding = await lender.bind(deployment.deployment_id, connection_id)
     deletion = await mesh.deployment(customer, database=False, mcp=False)
     operation = await delete(mesh, customer, deletion.deployment_id)
     return Victim(
         customer,
         {
             "any": deployment.deployment_id,
+            "binding": binding.binding_id,
+            "connection": connection_id,
             "deployment": deployment.deployment_id,
             "key": deployment_key.key_id,
             "operation": operation,
@@ -63,6 +74,7 @@ async def make_victim(mesh: Mesh) -> Victim:
             KeyKind.OPERATOR: mesh.operator_key,
             KeyKind.TENANT: customer.key,
             KeyKind.DEPLOYMENT: deployment_key.key,
+            KeyKind.CONNECTION: (await lender.connection_key(connection_id)).key,
             KeyKind.JOB: await mesh.job_key(customer),
         },
     )
@@ -139,13 +151,16 @@ async def test_a_key_of_another_kind_does_not_open_it(
 async def test_a_key_without_the_scope_does_not_open_it(
     mesh: Mesh, victim: Victim, method: Method
 ) -> None:
-    if KEY_KINDS[method.access.keys[0]] is KeyKind.OPERATOR:
+    kind = KEY_KINDS[method.access.keys[0]]
+    if kind is KeyKind.OPERATOR:
         # An operator's key cannot be narrowed: that it is the only kind is tested above.
         assert list(method.access.keys) == [access_pb2.KEY_KIND_OPERATOR]
         return
-    others = ("deployments:write", "audit:read", "usage:read")
+    of_deployment = kind is KeyKind.DEPLOYMENT
+    others = ("usage:read",) if of_deployment else ("deployments:write", "audit:read", "usage:read")
     other = next(scope for scope in others if not permits([scope], method.access.scope))
-    narrow = (await mesh.key(victim.customer, scopes=(other,))).key
+    deployment = victim.ids["deployment"] if of_deployment else ""
+    narrow = (await mesh.key(victim.customer, deployment, scopes=(other,))).key
     if list(method.access.keys) == [access_pb2.KEY_KIND_JOB]:
         narrow = await mesh.job_key(replace(victim.customer, key=narrow), (other,))
     answer = await refusal(call(mesh, method, method.request(), narrow))
@@ -177,11 +192,17 @@ def naming_requests(method: Method) -> list[tuple[str, str]]:
 COMPLETED: Mapping[str, Callable[[], dict[str, Any]]] = {
     "/bulkhead.auth.v1.AuthService/IssueKey": lambda: {"request_id": fresh_id()},
     "/bulkhead.auth.v1.AuthService/RotateKey": lambda: {"request_id": fresh_id()},
+    "/bulkhead.credentials.v1.CredentialsService/StartAuthorization": lambda: {
+        "request_id": fresh_id()
+    },
 }
 # Methods that answer alike for every id: nothing is found, nothing is changed, nothing is told.
 SILENT = {
     "/bulkhead.auth.v1.AuthService/ListKeys",
     "/bulkhead.auth.v1.AuthService/RetireDeployment",
+    "/bulkhead.auth.v1.AuthService/RetireConnection",
+    "/bulkhead.credentials.v1.CredentialsService/ListBindings",
+    "/bulkhead.credentials.v1.CredentialsService/ReleaseDeployment",
     "/bulkhead.app_proxy.v1.RoutingService/DeleteRoute",
 }
 
@@ -189,6 +210,8 @@ SILENT = {
 ATTACKED_ELSEWHERE = {
     # An unknown id is what it is for: contract/test_auth.py.
     "/bulkhead.auth.v1.AuthService/RegisterDeployment",
+    # The same: contract/test_auth_connections.py.
+    "/bulkhead.auth.v1.AuthService/RegisterConnection",
     # A log has what its own tenant tried with a foreign id: contract/test_audit_log.py.
     "/bulkhead.auth.v1.AuthService/ListAuditEvents",
     # Every tenant is the operator's to help: contract/test_support_keys.py.
@@ -208,6 +231,8 @@ async def test_what_is_another_tenants_is_answered_as_what_does_not_exist(
         if kind is KeyKind.JOB and method.caller() != "provisioner":
             continue
         for field, names in naming_requests(method):
+            if names in NOBODYS:
+                continue
             answers = [
                 await outcome(mesh, method, fields() | {field: value}, attacker.keys[kind])
                 for value in (victim.ids[names], UNKNOWN[names])
