@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,20 @@ async def replica(database: Database, tmp_path: Path) -> AsyncIterator[Replica]:
         yield Replica(database, WatchedKeys(keys))
 
 
+@asynccontextmanager
+async def held_batch(replica: Replica) -> AsyncIterator[asyncio.Task[bool]]:
+    """Yields while a batch of the replica is under way; it is done when the block is left."""
+    replica.keks.gate = asyncio.Event()
+    batch = asyncio.create_task(replica.rewrapping.batch())
+    try:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await replica.keks.reached.wait()
+            yield batch
+    finally:
+        replica.keks.gate.set()
+        assert await batch
+
+
 @pytest.mark.promise("P-09")
 async def test_after_a_rotation_all_is_under_the_new_key_and_reads_as_before(
     replica: Replica,
@@ -76,14 +91,9 @@ async def test_two_replicas_share_the_work_and_neither_waits_for_the_other(
     new, _ = await replica.keyring.rotate()
     other = Replica(replica.database, WatchedKeys(replica.keks.keys))
     replica.keks.unwrapped.clear()
-    replica.keks.gate = asyncio.Event()
-    slow = asyncio.create_task(replica.rewrapping.batch())
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        await replica.keks.reached.wait()
+    async with held_batch(replica) as slow:
         await other.wrap_all()
         assert not slow.done()
-        replica.keks.gate.set()
-        assert await slow
     done = [*replica.keks.unwrapped, *other.keks.unwrapped]
     assert sorted(done) == sorted(TENANTS)
     assert other.keks.unwrapped
@@ -94,10 +104,7 @@ async def test_while_a_batch_is_held_its_tenants_read_and_write_as_ever(replica:
     sealed = await sealed_for(replica, TENANTS)
     await replica.keyring.rotate()
     other = Replica(replica.database, WatchedKeys(replica.keks.keys))
-    replica.keks.gate = asyncio.Event()
-    held = asyncio.create_task(replica.rewrapping.batch())
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        await replica.keks.reached.wait()
+    async with held_batch(replica) as held:
         await assert_readable(other, sealed)
         for tenant in TENANTS:
             # A row that refers to the data key that is held.
@@ -108,8 +115,6 @@ async def test_while_a_batch_is_held_its_tenants_read_and_write_as_ever(replica:
                     sealed[tenant],
                 )
         assert not held.done()
-        replica.keks.gate.set()
-        await held
 
 
 @pytest.mark.parametrize(
