@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from types import MappingProxyType
 from typing import Any
 
 from services.credentials.domain import ConnectionKind, ConnectionState, StateReason
@@ -14,6 +15,7 @@ from services.shared.ids import ConnectionId, TenantId
 # A token that the provider issues, as opposed to a secret that the tenant gave us.
 ISSUED = frozenset({ConnectionKind.CLIENT_CREDENTIALS, ConnectionKind.AUTHORIZATION_CODE})
 _NEVER = timedelta(0)
+_NONE: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +104,7 @@ def read_standing(row: Mapping[str, Any]) -> Standing:
         kind=ConnectionKind(row["kind"]),
         state=ConnectionState(row["state"]),
         state_reason=None if reason is None else StateReason(reason),
-        parameters=json.loads(row["parameters"]),
+        parameters=_NONE if row["parameters"] == "{}" else json.loads(row["parameters"]),
         scopes=_scopes(row["scopes"]),
         client_id=row["client_id"],
         sealed_client_secret=row["sealed_client_secret"],

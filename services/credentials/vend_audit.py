@@ -1,6 +1,5 @@
 """Vends on their way into the audit log, before any of them leaves (P-33)."""
 
-import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ from services.shared.errors import Reason, UnauthenticatedError, UnavailableErro
 
 # What auth takes at once.
 _MOST_RECORDS = 256
-_FINGERPRINT_LENGTH = 26
+_FINGERPRINT_LENGTH = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,5 +58,4 @@ def fingerprint(cipher: TenantCipher, token: str) -> str:
 
     A hash under the tenant's data key, so that only who has the token can find its vends.
     """
-    hashed = base64.b32encode(cipher.keyed_hash("token", token)).decode()
-    return f"tok_{hashed[:_FINGERPRINT_LENGTH].lower()}"
+    return f"tok_{cipher.keyed_hash('token', token).hex()[:_FINGERPRINT_LENGTH]}"

@@ -5,7 +5,6 @@ column and the data key's id as additional data: moved anywhere else, it does no
 is wrapped with its tenant's and its own id, and the key-encryption key's, as additional data.
 """
 
-import hashlib
 import hmac
 import secrets
 from collections.abc import Sequence
@@ -55,6 +54,7 @@ class TenantCipher:
         self._tenant = tenant
         self._data_key = data_key
         self._cipher = AESGCM(data_key)
+        self._hash_keys: dict[str, bytes] = {}
 
     def seal(self, place: Place, text: str) -> bytes:
         """Returns `text` sealed for its place: version, id of the data key, nonce, ciphertext."""
@@ -82,9 +82,12 @@ class TenantCipher:
         Whoever has the text can find it again; the hash alone tells nothing, and nothing at all
         once the data key is destroyed.
         """
-        info = _bound_to("bulkhead.hash.v1", purpose)
-        key = HKDF(SHA256(), KEY_BYTES, salt=None, info=info).derive(self._data_key)
-        return hmac.new(key, text.encode(), hashlib.sha256).digest()
+        key = self._hash_keys.get(purpose)
+        if key is None:
+            info = _bound_to("bulkhead.hash.v1", purpose)
+            key = HKDF(SHA256(), KEY_BYTES, salt=None, info=info).derive(self._data_key)
+            self._hash_keys[purpose] = key
+        return hmac.digest(key, text.encode(), "sha256")
 
     @property
     def _header(self) -> bytes:
