@@ -22,7 +22,7 @@ MOST_ANSWER_BYTES = 1 << 20
 _MOST_CONNECTIONS = 64
 # What an address of version 6 can carry within: RFC 6052's prefix for translation to version 4.
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
-# Not the Internet's, and not known as such to every release of Python: RFC 8215, RFC 3879, RFC 6890.
+# Local by RFC 8215, 3879 and 6890, which not every release of Python knows.
 _LOCAL = [ipaddress.ip_network(each) for each in ("64:ff9b:1::/48", "fec0::/10", "192.0.0.0/24")]
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address

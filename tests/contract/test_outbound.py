@@ -195,7 +195,7 @@ async def test_an_answer_that_trickles_has_its_time() -> None:
     hasty = Terms(provider_timeout_seconds=0.5)
     async with target(answering=trickle) as (port, _), open_outbound(hasty) as http:
         with pytest.raises(httpx.ReadTimeout):
-            await http.get(f"http://127.0.0.1:{port}/")
+            await asyncio.wait_for(http.get(f"http://127.0.0.1:{port}/"), 30)
 
 
 async def test_a_connection_that_ends_without_an_answer_may_have_been_heeded() -> None:
