@@ -1,7 +1,6 @@
 """The commands `bulkhead audit …`."""
 
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated
@@ -86,9 +85,7 @@ def list_all(
     asked = _asked(method, by, about, since, until)
 
     def text(events: list[pb.AuditEvent]) -> str:
-        return (
-            events_table(events) if events else f"no events match {asked}" if asked else "no events"
-        )
+        return _listed(events) if events else f"no events match {asked}" if asked else "no events"
 
     async def command(session: Session) -> None:
         async def ask(size: int, token: str) -> pb.ListAuditEventsResponse:
@@ -171,8 +168,7 @@ def _asked(method: str, by: str, about: str, since: str, until: str) -> str:
     return " ".join(f"{name} {shlex.quote(value)}" for name, value in filters.items() if value)
 
 
-def events_table(events: Sequence[pb.AuditEvent]) -> str:
-    """Returns events of the log as a table."""
+def _listed(events: list[pb.AuditEvent]) -> str:
     header = ("no.", "time", "method", "key id", "from", "about", "reason", "trace")
     return table(header, [_row(event) for event in events])
 

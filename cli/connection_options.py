@@ -82,8 +82,8 @@ Scopes = Annotated[
     typer.Option(
         "--scope",
         metavar="SCOPE",
-        help="What to ask the provider for, by its own names; repeat for more. Without it: what "
-        "`provider list` shows.",
+        help="What to ask the provider for, by its own names; repeat for more. Without it: "
+        "those that `provider list --json` names.",
         show_default=False,
     ),
 ]

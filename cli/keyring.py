@@ -116,12 +116,13 @@ async def _wrapped(
         async with asyncio.timeout(seconds):
             while (left := _left(keyring)) > 0:
                 if left != told:
-                    session.tell(f"{left} data keys left to wrap")
+                    session.tell(f"{_data_keys(left)} left to wrap")
                     told = left
                 await asyncio.sleep(_AGAIN_SECONDS)
                 keyring = await session.keyring.GetKeyring(pb.GetKeyringRequest())
     except TimeoutError:
-        message = f"{_left(keyring)} data keys are left after {seconds:g} s; it goes on without us"
+        left_now = _data_keys(_left(keyring))
+        message = f"{left_now} left to wrap after {seconds:g} s; it goes on without us"
         raise Refusal("DEADLINE_EXCEEDED", "", message) from None
     if keyring.data_keys_unreadable:
         raise Refusal("FAILED_PRECONDITION", "", _unreadable(keyring))
@@ -130,6 +131,10 @@ async def _wrapped(
 
 def _left(keyring: pb.GetKeyringResponse) -> int:
     return keyring.data_keys_to_wrap - keyring.data_keys_unreadable
+
+
+def _data_keys(number: int) -> str:
+    return "1 data key" if number == 1 else f"{number:,} data keys"
 
 
 def _shown(keyring: pb.GetKeyringResponse) -> str:
@@ -148,8 +153,8 @@ def _shown(keyring: pb.GetKeyringResponse) -> str:
 
 def _unreadable(keyring: pb.GetKeyringResponse) -> str:
     return (
-        f"{keyring.data_keys_unreadable} data keys cannot be unwrapped: their key-encryption key is"
-        " missing, or they were changed; the log of credentials names them"
+        f"{_data_keys(keyring.data_keys_unreadable)} cannot be unwrapped: the key-encryption key is"
+        " missing, or what it wrapped was changed; the log of credentials names them"
     )
 
 

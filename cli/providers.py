@@ -39,10 +39,10 @@ def list_all(
     key_file: KeyFile = None,
     timeout: Timeout = CALL_SECONDS,
 ) -> None:
-    """List the providers: what a connection can hold, what it must say beside, default scopes.
+    """List the providers: how connections are made, and what each must say beside.
 
     Where the operator has an OAuth client, `connection authorize` needs none of
-    your own. --json also says where each is documented and where its API begins.
+    your own. --json also says default scopes, where each is documented and where its API begins.
     """
 
     async def command(session: Session) -> None:

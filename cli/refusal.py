@@ -1,5 +1,6 @@
 """Why a call was refused, and how that is told."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +10,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 _NOBODY = "UNREACHABLE"
+_INDEX = re.compile(r"\[\d+\]")
 # How grpc says that nobody answered at the address at all.
 _UNREACHABLE = (
     "failed to connect",
@@ -61,11 +63,19 @@ class Refusal(Exception):  # noqa: N818 it is what the exit code 1 means, not a 
     def _message(self, options: Mapping[str, str]) -> str:
         if not self.field_name:
             return self.message
-        option = options.get(self.field_name, self.field_name)
+        option = self._option(options)
         about, separator, what = self.message.partition(": ")
         if separator and about == self.field_name:
             return f"{option}: {what}"
         return self.message if option in self.message else f"{self.message} ({option})"
+
+    def _option(self, options: Mapping[str, str]) -> str:
+        """Returns what the field is called on the command line, whichever of a list it is in."""
+        name = _INDEX.sub("", self.field_name)
+        parent, dot, child = name.partition(".")
+        if dot and name not in options and parent in options:
+            return f"{options[parent]} {child}"
+        return options.get(name, self.field_name)
 
     def _again(self) -> str:
         if self.retry_after_seconds is not None:

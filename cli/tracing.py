@@ -1,14 +1,15 @@
 """The command `bulkhead connection trace`: to whom a token that leaked was given."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 from bulkhead.auth.v1 import auth_service_pb2 as auth_pb
 from bulkhead.credentials.v1 import credentials_service_pb2 as pb
 
-from cli.audit import events_table
 from cli.options import CALL_SECONDS, Api, Json, KeyFile, Limit, Timeout
 from cli.paging import show_list
+from cli.rendering import table, time_text
 from cli.secret_input import STANDARD_INPUT, secret
 from cli.session import Connection, Session, run
 
@@ -53,13 +54,28 @@ def trace(
             return await session.auth.ListAuditEvents(request)
 
         def text(events: list[auth_pb.AuditEvent]) -> str:
-            if not events:
-                return f"no vend handed out this token (it would be {fingerprint})"
-            return events_table(events)
+            return _vends(events) if events else "no vend handed out this token"
 
-        session.tell(f"This token is {fingerprint} in the audit log.")
+        session.tell(f"In the audit log it is {fingerprint}.")
         await show_list(
             session, "events", ask, limit, text, known={"token_fingerprint": fingerprint}
         )
 
     run(Connection(api, key_file, timeout, as_json), command)
+
+
+def _vends(events: Sequence[auth_pb.AuditEvent]) -> str:
+    """Returns the vends as a table."""
+    header = ("no.", "time", "key id", "deployment", "connection", "purpose")
+    rows = [
+        (
+            str(event.sequence),
+            time_text(event.time),
+            event.key_id,
+            event.resources.get("deployment", "-"),
+            event.resources.get("connection", "-"),
+            event.reason or "-",
+        )
+        for event in events
+    ]
+    return table(header, rows)

@@ -29,7 +29,12 @@ _VEND_SECONDS = 30.0
 # The end of a token tells which it is; of a short one it would tell too much.
 _LEAST_LENGTH, _TAIL = 20, 4
 _AS_OPTIONS = MappingProxyType(
-    {"alias": "ALIAS", "provider": "--provider", "purpose": "--purpose", "items": "ALIAS"}
+    {
+        "items": "ALIAS",
+        "items.alias": "ALIAS",
+        "items.provider": "--provider",
+        "items.purpose": "--purpose",
+    }
 )
 _Asked = tuple[pb.VendItem, pb.VendResult]
 

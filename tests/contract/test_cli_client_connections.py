@@ -232,11 +232,16 @@ async def test_delete_says_what_became_of_the_grant(api: ScriptedApi) -> None:
 async def test_a_leaked_token_leads_to_the_vends_of_it(api: ScriptedApi) -> None:
     api.answers["FingerprintToken"] = pb.FingerprintTokenResponse(token_fingerprint="tok_1")
     api.answers["ListAuditEvents"] = auth_pb.ListAuditEventsResponse(
-        events=[auth_pb.AuditEvent(key_id="key_9", time=time(), resources={"token": "tok_1"})]
+        events=[
+            auth_pb.AuditEvent(
+                key_id="key_9", time=time(), reason="nightly", resources={"deployment": "dep_1"}
+            )
+        ]
     )
     outcome = await bulkhead(api.port, "connection", "trace", given=SECRET)
     assert outcome.code == 0, outcome.err
-    assert "key_9" in outcome.out
+    assert "key_9   dep_1       -           nightly" in outcome.out
+    assert "In the audit log it is tok_1." in outcome.err
     assert SECRET not in outcome.out + outcome.err
     assert api.requests("FingerprintToken")[0].token == SECRET
     assert api.requests("ListAuditEvents")[0].resource_id == "tok_1"

@@ -163,6 +163,21 @@ def test_without_a_time_to_wait_an_unavailability_says_to_try_again() -> None:
     assert away.line({}) == "refused: UNAVAILABLE: away; try again"
 
 
+@pytest.mark.parametrize(
+    ("field", "line"),
+    [
+        ("parameters.subdomain", "--parameter subdomain: must match"),
+        ("items[3].purpose", "--purpose: must match"),
+        ("items[3].other", "ALIAS other: must match"),
+        ("unheard.of", "unheard.of: must match"),
+    ],
+)
+def test_a_field_within_another_is_called_by_its_option(field: str, line: str) -> None:
+    refused = Refusal("INVALID_ARGUMENT", "", f"{field}: must match", field)
+    options = {"parameters": "--parameter", "items": "ALIAS", "items.purpose": "--purpose"}
+    assert refused.line(options) == f"refused: INVALID_ARGUMENT: {line}"
+
+
 def test_a_field_that_the_message_does_not_name_is_named_after_it() -> None:
     refused = Refusal("INVALID_ARGUMENT", "", "that is too long", "reason")
     assert refused.line({}) == "refused: INVALID_ARGUMENT: that is too long (--reason)"
