@@ -13,6 +13,7 @@ from services.shared.postgres import Database
 from tests.databases import SERVICES
 
 PLACE = Place("webhooks", "ten_0", "sealed_secret")
+PATIENCE_SECONDS = 30.0
 MIGRATIONS = SERVICES / "credentials" / "migrations"
 
 
@@ -80,8 +81,10 @@ class Replica:
         return DataKeys(self.database, self.keks)
 
     async def wrap_all(self) -> None:
-        while await self.rewrapping.batch():
-            pass
+        """Returns when nothing is left that this replica wraps."""
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while await self.rewrapping.batch():
+                pass
 
 
 async def sealed_for(replica: Replica, tenants: Sequence[TenantId]) -> dict[TenantId, bytes]:

@@ -9,12 +9,13 @@ from pathlib import Path
 
 from services.shared.crypto import KekId, KeyEncryptionKeys
 from services.shared.keyring.settings import KeyringSettings
+from tests.canaries import MARK
 from tests.open_bao import OpenBao
 
 
 def fresh_key() -> bytes:
-    """Returns 256 random bits."""
-    return secrets.token_bytes(32)
+    """Returns a key of 256 bits, half of them random: its mark is in no output (P-09)."""
+    return MARK.encode() + secrets.token_bytes(32 - len(MARK))
 
 
 @dataclass

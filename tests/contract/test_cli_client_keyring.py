@@ -58,14 +58,14 @@ async def test_keyring_rotate_returns_at_once_and_says_where_to_look(api: Script
 async def test_keyring_rotate_waits_until_nothing_is_left_and_tells_the_progress(
     api: ScriptedApi,
 ) -> None:
-    left = iter((40, 7, 0))
+    left = iter((40, 1, 0))
     api.answers["RotateKeyring"] = begun(40)
     api.answers["GetKeyring"] = lambda _request: keyring(next(left))
     outcome = await bulkhead(api.port, "keyring", "rotate", "--wait")
     assert outcome.code == 0, outcome.err
     assert outcome.err.splitlines() == [
         "40 data keys left to wrap",
-        "7 data keys left to wrap",
+        "1 data key left to wrap",
         f"Once no backup needs it any more: bulkhead keyring destroy {OLD}",
     ]
     assert [NEW, "current", "40"] in [line.split() for line in outcome.out.splitlines()]
@@ -75,7 +75,7 @@ async def test_keyring_rotate_waits_until_nothing_is_left_and_tells_the_progress
     ("answer", "arguments", "told"),
     [
         (keyring(left=2, unreadable=2), (), "2 data keys cannot be unwrapped"),
-        (keyring(left=2), ("--wait-seconds", "0.2"), "2 data keys are left after 0.2 s"),
+        (keyring(left=2), ("--wait-seconds", "0.2"), "2 data keys left to wrap after 0.2 s"),
     ],
 )
 async def test_keyring_rotate_that_is_not_done_is_no_success(

@@ -15,10 +15,10 @@ from services.shared.crypto import (
 )
 from services.shared.ids import TenantId
 from services.shared.keyring import open_keyring
-from tests.keyrings import Holder, file_holder, mounted_holder, transit_holder
+from tests.keyrings import Holder, file_holder, fresh_key, mounted_holder, transit_holder
 from tests.open_bao import OpenBao, open_bao
 
-DATA_KEY_ID, DATA_KEY = new_data_key()
+DATA_KEY_ID, DATA_KEY = new_data_key()[0], fresh_key()
 BOUND = KeyBinding(TenantId("ten_a"), DATA_KEY_ID)
 
 

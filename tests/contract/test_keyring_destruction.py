@@ -17,6 +17,7 @@ from services.shared.postgres import Database, open_database
 from tests.databases import Databases
 from tests.keyring_replicas import (
     MIGRATIONS,
+    PATIENCE_SECONDS,
     Replica,
     WatchedKeys,
     assert_readable,
@@ -27,7 +28,6 @@ from tests.keyring_replicas import (
 from tests.keyrings import file_holder
 
 FIRST, SECOND = TenantId("ten_a"), TenantId("ten_b")
-PATIENCE_SECONDS = 30.0
 
 
 @pytest.fixture(scope="module")

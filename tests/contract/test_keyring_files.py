@@ -21,7 +21,7 @@ from services.shared.settings import UnusableFileError
 from tests.keyrings import MountedSecret, fresh_key
 
 BOUND = KeyBinding(TenantId("ten_a"), DataKeyId("dek_a"))
-DATA_KEY = b"k" * 32
+DATA_KEY = fresh_key()
 PROCESSES, ROTATIONS = 3, 5
 # One process of several: it opens the keyring, and rotates it again and again.
 ROTATING = f"""

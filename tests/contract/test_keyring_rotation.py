@@ -16,6 +16,7 @@ from services.shared.settings import UnusableFileError
 from tests.databases import Databases
 from tests.keyring_replicas import (
     MIGRATIONS,
+    PATIENCE_SECONDS,
     Replica,
     WatchedKeys,
     assert_readable,
@@ -28,7 +29,6 @@ from tests.keyrings import file_holder, mounted_holder
 # More than one batch.
 TENANTS = [TenantId(f"ten_{number}") for number in range(40)]
 FIRST = TENANTS[0]
-PATIENCE_SECONDS = 30.0
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +55,7 @@ async def replica(database: Database, tmp_path: Path) -> AsyncIterator[Replica]:
 async def held_batch(replica: Replica) -> AsyncIterator[asyncio.Task[bool]]:
     """Yields while a batch of the replica is under way; it is done when the block is left."""
     replica.keks.gate = asyncio.Event()
+    replica.keks.reached.clear()
     batch = asyncio.create_task(replica.rewrapping.batch())
     try:
         async with asyncio.timeout(PATIENCE_SECONDS):

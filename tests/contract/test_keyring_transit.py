@@ -18,11 +18,11 @@ from services.shared.errors import (
 from services.shared.ids import TenantId
 from services.shared.keyring import open_keyring
 from services.shared.settings import UnusableFileError
-from tests.keyrings import transit_settings
+from tests.keyrings import fresh_key, transit_settings
 from tests.open_bao import OpenBao, open_bao
 
 BOUND = KeyBinding(TenantId("ten_a"), DataKeyId("dek_a"))
-DATA_KEY = b"k" * 32
+DATA_KEY = fresh_key()
 
 
 @pytest.fixture(scope="module")
