@@ -151,8 +151,9 @@ class Deliveries:
         )
         async with self._database.tenant(due.tenant_id) as connection:
             if dropped:
-                await store.set_dropped(connection, due, f"{error.failure}; it was given up")
-                log.warning("webhook given up")
+                told = f"{error.failure}; it was given up"
+                reports = await store.set_dropped(connection, due, told, KEPT)
+                log.warning("webhook given up", reports=reports)
                 return
             delay = retry_delay(self._first_retry, due.tries, random.random())  # noqa: S311
             others = min(delay, _MOST_OTHERS_WAIT) if error.receiver_away else timedelta(0)

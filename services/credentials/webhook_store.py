@@ -131,10 +131,21 @@ async def set_delivered(connection: Connection, due: Due) -> None:
     )
 
 
-async def set_dropped(connection: Connection, due: Due, failure: str) -> None:
-    """Ends a report that is not tried any more."""
-    await connection.execute("DELETE FROM webhook_events WHERE event_id = $1", due.event_id)
+async def set_dropped(connection: Connection, due: Due, failure: str, kept: timedelta) -> int:
+    """Ends a report that is not tried any more, and the tenant's others that are as old as `kept`.
+
+    Returns how many there were.
+    """
+    dropped = await connection.fetch(
+        "DELETE FROM webhook_events"
+        " WHERE tenant_id = $1 AND (event_id = $2 OR created_at <= now() - $3::interval)"
+        " RETURNING event_id",
+        due.tenant_id,
+        due.event_id,
+        kept,
+    )
     await _set_failure(connection, due, failure)
+    return len(dropped)
 
 
 async def set_failed(

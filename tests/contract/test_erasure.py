@@ -11,6 +11,7 @@ from bulkhead.credentials.v1.credentials_service_pb2_grpc import CredentialsServ
 
 from services.credentials.server import compose
 from services.credentials.settings import Settings
+from services.shared.ids import new_deployment_id
 from services.shared.server import serving
 from services.shared.tls import Identity, channel_credentials
 from tests.databases import Databases
@@ -201,6 +202,37 @@ async def test_nothing_comes_to_be_of_an_erased_tenant(
 ) -> None:
     await erase(eraser, await mesh.job_key(customer))
     await refused_to_make_anything(mesh, credentials, customer)
+    assert await tables_naming(databases, mesh, customer.tenant_id) == ["erasures"]
+
+
+@pytest.mark.promise("P-22")
+async def test_an_erasure_waits_for_what_is_just_being_made_and_erases_it(
+    mesh: Mesh, eraser: CredentialsServiceStub, databases: Databases, customer: Customer
+) -> None:
+    settings = mesh.settings["credentials"]
+    assert isinstance(settings, Settings)
+    superuser = await databases.postgres.connect(settings.postgres_database)
+    job = await mesh.job_key(customer)
+    try:
+        making = superuser.transaction()
+        await making.start()
+        await superuser.execute(
+            "INSERT INTO deployments (deployment_id, tenant_id) VALUES ($1, $2)",
+            new_deployment_id(),
+            customer.tenant_id,
+        )
+        erasing = asyncio.create_task(erase(eraser, job))
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while not await superuser.fetchval(
+                "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+                " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+            ):
+                assert not erasing.done()
+                await asyncio.sleep(0.05)
+        await making.commit()
+        await erasing
+    finally:
+        await superuser.close()
     assert await tables_naming(databases, mesh, customer.tenant_id) == ["erasures"]
 
 

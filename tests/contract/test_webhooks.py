@@ -155,9 +155,9 @@ async def test_a_connection_that_broke_is_told_signed_and_again_when_it_is_mende
     async with receiving() as receiver:
         secret = await set_webhook(mesh, customer, receiver.url)
         connection_id = await a_broken_connection(mesh, customer)
-        (broken,) = await receiver.until(lambda reports: len(reports) == 1)
+        (broken,) = await receiver.until(lambda reports: len(reports) >= 1)
         await set_state(mesh, connection_id, "active")
-        _, mended = await receiver.until(lambda reports: len(reports) == 2)
+        _, mended = await receiver.until(lambda reports: len(reports) >= 2)
         webhook = await until_delivered(mesh, customer)
     told = broken.verified(secret)
     assert told["type"] == "connection.broken"
@@ -181,7 +181,7 @@ async def test_a_report_is_signed_by_the_secret_that_was_shown_last(
         old = await set_webhook(mesh, customer, receiver.url)
         new = await set_webhook(mesh, customer, receiver.url)
         await a_broken_connection(mesh, customer)
-        (report,) = await receiver.until(lambda reports: len(reports) == 1)
+        (report,) = await receiver.until(lambda reports: len(reports) >= 1)
     assert report.verified(new)
     with pytest.raises(WebhookVerificationError):
         report.verified(old)
@@ -194,7 +194,7 @@ async def test_a_report_that_was_not_taken_is_told_again_as_the_same(
     async with receiving(status, status) as receiver:
         secret = await set_webhook(mesh, customer, receiver.url)
         await a_broken_connection(mesh, customer)
-        reports = await receiver.until(lambda found: len(found) == 3)
+        reports = await receiver.until(lambda found: len(found) >= 3)
         webhook = await until_delivered(mesh, customer)
     assert len({report.event_id for report in reports}) == 1
     assert len({report.body for report in reports}) == 1
@@ -206,7 +206,7 @@ async def test_a_failure_is_told_in_our_words(mesh: Mesh, customer: Customer) ->
     async with receiving(*[503] * 100) as receiver:
         await set_webhook(mesh, customer, receiver.url)
         await a_broken_connection(mesh, customer)
-        await receiver.until(lambda reports: len(reports) == 2)
+        await receiver.until(lambda reports: len(reports) >= 2)
         webhook = await got_webhook(mesh, customer)
     assert webhook.last_failure == "the receiver answered 503"
     assert webhook.undelivered == 1
@@ -216,20 +216,21 @@ async def test_a_receiver_that_is_gone_is_told_no_more(mesh: Mesh, customer: Cus
     async with receiving(410) as receiver:
         await set_webhook(mesh, customer, receiver.url)
         await a_broken_connection(mesh, customer)
-        await receiver.until(lambda reports: len(reports) == 1)
+        await receiver.until(lambda reports: len(reports) >= 1)
         webhook = await until_delivered(mesh, customer)
         assert webhook.last_failure == "the receiver answered 410; it was given up"
         await a_broken_connection(mesh, customer)
-        reports = await receiver.until(lambda found: len(found) == 2)
+        reports = await receiver.until(lambda found: len(found) >= 2)
     assert reports[0].event_id != reports[1].event_id
 
 
 async def test_a_report_is_given_up_after_three_days(mesh: Mesh, customer: Customer) -> None:
     async with receiving(*[500] * 100) as receiver:
         await set_webhook(mesh, customer, receiver.url)
-        await a_broken_connection(mesh, customer)
-        await receiver.until(lambda reports: len(reports) == 1)
-        assert (await got_webhook(mesh, customer)).undelivered == 1
+        for _ in range(3):
+            await a_broken_connection(mesh, customer)
+        await receiver.until(lambda reports: len(reports) >= 1)
+        assert (await got_webhook(mesh, customer)).undelivered == 3
         async with database(mesh) as connection:
             await connection.execute(
                 "UPDATE webhook_events SET created_at = now() - interval '3 days'"
@@ -244,7 +245,7 @@ async def test_nothing_is_told_once_the_webhook_has_ended(mesh: Mesh, customer: 
     async with receiving(*[500] * 100) as receiver:
         await set_webhook(mesh, customer, receiver.url)
         await a_broken_connection(mesh, customer)
-        await receiver.until(lambda reports: len(reports) == 1)
+        await receiver.until(lambda reports: len(reports) >= 1)
         await mesh.stub(CredentialsServiceStub, "credentials").DeleteWebhook(
             pb2.DeleteWebhookRequest(), metadata=bearer(customer.key)
         )

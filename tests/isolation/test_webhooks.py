@@ -128,8 +128,8 @@ async def test_a_tenant_is_told_of_its_own_connections_and_of_no_others(office: 
         me, them = await office.tenant(mine.url), await office.tenant(theirs.url)
         expected = {await office.broken(me) for _ in range(3)}
         unexpected = await office.broken(them)
-        reports = await mine.until(lambda found: len(found) == len(expected))
-        await theirs.until(lambda found: len(found) == 1)
+        reports = await mine.until(lambda found: len(found) >= len(expected))
+        await theirs.until(lambda found: len(found) >= 1)
         async with office.database.tenant(them) as connection:
             assert await store.get_webhook(connection, me) is None
     assert told(mine) == expected
@@ -147,7 +147,7 @@ async def test_a_report_follows_no_redirect(office: Office) -> None:
         first.location = elsewhere.url
         tenant = await office.tenant(first.url, events=1)
         assert await office.failed(tenant) == "the receiver answered 307"
-        await first.until(lambda reports: len(reports) == 2)
+        await first.until(lambda reports: len(reports) >= 2)
     assert elsewhere.connections == 0
 
 
@@ -157,7 +157,7 @@ async def test_a_receiver_that_hangs_holds_up_no_other_tenant(office: Office) ->
         await office.tenant(hanging.url, events=5)
         await office.tenant(receiver.url, events=3)
         async with office.delivering(at_once=2):
-            await receiver.until(lambda reports: len(reports) == 3)
+            await receiver.until(lambda reports: len(reports) >= 3)
     assert hanging.connections == 1
 
 
@@ -220,14 +220,14 @@ async def test_a_report_whose_bearer_died_is_due_again_and_until_then_nobody_els
     async with receiving(silent=True) as hanging:
         tenant = await office.tenant(hanging.url, events=1)
         async with office.delivering():
-            await hanging.until(lambda reports: len(reports) == 1)
+            await hanging.until(lambda reports: len(reports) >= 1)
         # It was cut off there: nobody has written down how it ended.
         assert not await office.claim()
         async with office.database.service() as connection:
             await connection.execute("UPDATE webhook_events SET next_try_at = now()")
         hanging.answering.set()
         async with office.delivering():
-            first, second = await hanging.until(lambda reports: len(reports) == 2)
+            first, second = await hanging.until(lambda reports: len(reports) >= 2)
             await until(lambda: office.webhook(tenant), lambda found: not found.undelivered)
     assert first.event_id == second.event_id
 
