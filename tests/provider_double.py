@@ -16,6 +16,7 @@ from deploy.local.authorization_server import (
     running_authorization_server,
 )
 from deploy.local.authorization_state import Client, Rules, State
+from tests.canaries import MARK
 
 _LOOPBACK = "127.0.0.1"
 
@@ -170,8 +171,13 @@ async def running_provider(
     redirect_urls: Sequence[str] = ("http://localhost:8080/oauth/callback",),
     rules: Rules | None = None,
 ) -> AsyncIterator[ProviderDouble]:
-    """Yields the double, with an authorization server of its own behind it."""
-    async with running_authorization_server(redirect_urls=redirect_urls, rules=rules) as server:
+    """Yields the double, with an authorization server of its own behind it.
+
+    No secret that it makes may be in any test's output.
+    """
+    async with running_authorization_server(
+        redirect_urls=redirect_urls, rules=rules, mark=f"{MARK}-"
+    ) as server:
         double = ProviderDouble(server)
         tasks: set[asyncio.Task[None]] = set()
 

@@ -1,7 +1,6 @@
 """OAuth 2 as Authlib serves it, over the state in memory."""
 
 import json
-import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -110,8 +109,8 @@ class Server(AuthorizationServer):
 
     def _generator(self) -> BearerTokenGenerator:
         return BearerTokenGenerator(
-            lambda **_: f"at-{secrets.token_urlsafe(32)}",
-            lambda **_: f"rt-{secrets.token_urlsafe(32)}",
+            lambda **_: self.state.new_secret("at"),
+            lambda **_: self.state.new_secret("rt"),
             lambda *_: self.state.rules.expires_in or 0,
         )
 
@@ -130,6 +129,10 @@ class _Challenge(CodeChallenge):
 
 class _CodeGrant(AuthorizationCodeGrant):
     TOKEN_ENDPOINT_AUTH_METHODS = _METHODS
+
+    def generate_authorization_code(self) -> str:
+        code: str = self.server.state.new_secret("code")
+        return code
 
     def save_authorization_code(self, code: str, request: AuthlibRequest) -> None:
         asked = request.payload.data  # type: ignore[union-attr]

@@ -100,13 +100,16 @@ async def running_authorization_server(
     scopes: Sequence[str] = SCOPES,
     rules: Rules | None = None,
     port: int = 0,
+    mark: str = "",
 ) -> AsyncIterator[AuthorizationServer]:
     """Yields the server, at a free port of loopback unless one is given.
+
+    Every secret that it makes begins with `mark`.
 
     Raises:
         OSError: the port is taken.
     """
-    state = State(new_client(redirect_urls, scopes), rules or Rules())
+    state = State(new_client(redirect_urls, scopes, mark), rules or Rules(), mark=mark)
     listener = socket.create_server((LOOPBACK, port))
     async with _serving(_application(state), listener):
         yield AuthorizationServer(f"http://{LOOPBACK}:{listener.getsockname()[1]}", state)

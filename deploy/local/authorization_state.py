@@ -148,6 +148,12 @@ class State:
     refresh_tokens: dict[str, Token] = field(default_factory=dict, repr=False)
     # How often what was done: exchange, refresh, reuse, revoke, introspect, call and so on.
     seen: Counter[str] = field(default_factory=Counter)
+    # What every secret that the server makes begins with, so that it is found wherever it gets to.
+    mark: str = ""
+
+    def new_secret(self, kind: str) -> str:
+        """Returns a fresh token or code."""
+        return f"{self.mark}{kind}-{secrets.token_urlsafe(32)}"
 
     def find(self, token: str) -> Token | None:
         """Returns the token of this text, of either kind."""
@@ -160,11 +166,11 @@ class State:
         token.revoked = True
 
 
-def new_client(redirect_urls: Collection[str], scopes: Collection[str]) -> Client:
-    """Returns a client with a fresh id and secret."""
+def new_client(redirect_urls: Collection[str], scopes: Collection[str], mark: str = "") -> Client:
+    """Returns a client with a fresh id, and a fresh secret that begins with `mark`."""
     return Client(
         f"client-{secrets.token_hex(8)}",
-        secrets.token_urlsafe(32),
+        f"{mark}{secrets.token_urlsafe(32)}",
         tuple(redirect_urls),
         tuple(scopes),
     )
