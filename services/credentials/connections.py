@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 
 from services.credentials import binding_store
 from services.credentials import connection_store as store
@@ -128,20 +129,21 @@ class Connections:
                 one binding, or the provider refused the client.
             UnavailableError: the provider or the database is away; nothing was changed.
         """
-        cipher = await cipher_of(self._data_keys, tenant)
         async with self._database.tenant(tenant) as db:
             current = await _changeable(db, connection_id)
             now = await store.now(db)
-        first = None
-        if update.credential is not None:
+        if update.credential is None:
+            replaced = None
+        else:
             provider = self._check_new(current, update.credential)
             first = await self._first(provider, update.credential, current.parameters, now)
+            cipher = await cipher_of(self._data_keys, tenant)
+            replaced = partial(_replace, cipher, current, update.credential, first)
         async with self._database.tenant(tenant) as db:
             await _changeable(db, connection_id)
             await _describe(db, connection_id, update)
-            if update.credential is not None:
-                _check_end(update.credential, await store.now(db))
-                await _replace(db, cipher, current, update.credential, first)
+            if replaced is not None:
+                await replaced(db)
             return await _got(db, connection_id)
 
     def _checked(self, new: NewConnection) -> Provider:
@@ -267,12 +269,13 @@ async def _describe(db: DbConnection, connection_id: ConnectionId, update: Updat
 
 
 async def _replace(
-    db: DbConnection,
     cipher: TenantCipher,
     current: Connection,
     credential: Credential,
     first: _First | None,
+    db: DbConnection,
 ) -> None:
+    """Keeps the new credential; `db` is the last, for whoever knows all else before."""
     connection_id = current.connection_id
     if isinstance(credential, KeptSecret):
         sealed = sealed_secret(cipher, connection_id, credential)

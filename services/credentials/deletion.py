@@ -80,6 +80,7 @@ class Revoker:
         locks: RefreshLocks,
         *,
         patience: timedelta,
+        within: timedelta,
     ) -> None:
         self._database = database
         self._data_keys = data_keys
@@ -87,7 +88,10 @@ class Revoker:
         self._operators = operators
         self._gateway = gateway
         self._locks = locks
+        # For a refresh under way to end.
         self._patience = patience
+        # For a provider to confirm, with all that is tried.
+        self._within = within
         self._turns = asyncio.Semaphore(REVOCATIONS_AT_ONCE)
 
     async def revoke_grant(self, tenant: TenantId, connection_id: ConnectionId) -> Revoked:
@@ -140,8 +144,9 @@ class Revoker:
         if held.refresh_token is None and not held.access_tokens:
             return _unsupported(provider.title)
         try:
-            await self._withdraw(held)
-        except ProviderError as error:
+            async with asyncio.timeout(self._within.total_seconds()):
+                await self._withdraw(held)
+        except (ProviderError, TimeoutError) as error:
             structlog.get_logger().warning(
                 "a grant was not revoked",
                 connection_id=sealed.connection.connection_id,

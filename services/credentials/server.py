@@ -45,6 +45,8 @@ _NAME = "credentials"
 _MIGRATIONS = Path(__file__).parent / "migrations"
 # Beyond the provider's time to answer, for what it gave to be written down.
 _REFRESH_ENDS = timedelta(seconds=5)
+# Whoever deletes waits for no provider for longer: what it does not confirm, a person is told of.
+_REVOKED_WITHIN = timedelta(seconds=8)
 
 
 @asynccontextmanager
@@ -86,6 +88,7 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
             gateway,
             locks,
             patience=timedelta(seconds=settings.provider_timeout_seconds) + _REFRESH_ENDS,
+            within=_REVOKED_WITHIN,
         )
         needs = Needs(
             database,

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -15,7 +15,7 @@ from services.credentials.catalogue import Catalogue, Provider
 from services.credentials.catalogue_files import load_catalogue
 from services.credentials.connections import Connections
 from services.credentials.deletion import Deletion, Revoker
-from services.credentials.domain import ConnectionKind, OAuthClient
+from services.credentials.domain import ConnectionKind, OAuthClient, Revocation
 from services.credentials.gateway import HttpGateway
 from services.credentials.grants import refresh_place
 from services.credentials.oauth_clients import OperatorClients, load_clients
@@ -38,7 +38,7 @@ from services.shared.postgres import Connection, Database, open_database
 from tests.databases import SERVICES
 from tests.lending import Lender, below
 from tests.mesh import Mesh, bearer, fresh_id
-from tests.provider_double import ProviderDouble
+from tests.provider_double import ProviderDouble, hangs
 from tests.refusals import expect_refused
 
 PATIENCE = timedelta(seconds=30)
@@ -124,6 +124,8 @@ class Parts:
     operators: OperatorClients
     gateway: RecordingGateway
     locks: RefreshLocks
+    # How long a provider is waited for.
+    within: timedelta = PATIENCE
 
     def deletion(self, database: Database, registry: Registry | None = None) -> Deletion:
         revoker = Revoker(
@@ -134,6 +136,7 @@ class Parts:
             self.gateway,
             self.locks,
             patience=PATIENCE,
+            within=self.within,
         )
         return Deletion(database, revoker, registry or self.registry)
 
@@ -251,6 +254,46 @@ async def test_while_a_connection_goes_nothing_of_it_changes(parts: Parts, lende
         )
     with expect_refused("NOT_FOUND", "RESOURCE_NOT_FOUND"):
         await lender.bind(await lender.deployment(), static)
+
+
+async def test_a_provider_that_hangs_keeps_no_deletion_from_its_end(
+    parts: Parts, lender: Lender, provider: ProviderDouble
+) -> None:
+    named = await lender.authorized()
+    answered = asyncio.Event()
+    provider.next("/revoke", hangs(answered))
+    deletion = replace(parts, within=timedelta(seconds=0.2)).deletion(parts.database)
+    tenant, key = TenantId(lender.customer.tenant_id), Bearer(lender.customer.key)
+    deleted = await deletion.delete(tenant, key, ConnectionId(named))
+    answered.set()
+    assert deleted.revoked.revocation is Revocation.FAILED
+    assert "Loopback" in deleted.revoked.advice
+    assert await state_of(lender, named) == "deleted"
+
+
+async def test_a_static_connection_that_was_broken_is_mended_by_another_credential(
+    parts: Parts, lender: Lender
+) -> None:
+    named = await lender.connection()
+    async with below(parts.mesh) as db:
+        await db.execute(
+            "UPDATE connections SET state = 'needs_reauthorization', state_reason = 'unreadable'"
+            " WHERE connection_id = $1",
+            named,
+        )
+
+    async def updated(**fields: Any) -> pb2.Connection:
+        answer = await lender.credentials.UpdateConnection(
+            pb2.UpdateConnectionRequest(connection_id=named, **fields),
+            metadata=bearer(lender.customer.key),
+        )
+        return answer.connection
+
+    broken = pb2.CONNECTION_STATE_NEEDS_REAUTHORIZATION
+    assert (await updated(name="Renamed")).state == broken
+    mended = await updated(static_token=pb2.StaticToken(token="another"))
+    assert (mended.name, mended.state) == ("Renamed", pb2.CONNECTION_STATE_ACTIVE)
+    assert mended.state_reason == pb2.STATE_REASON_UNSPECIFIED
 
 
 @pytest.mark.promise("P-22")

@@ -800,13 +800,13 @@ class StartAuthorizationRequest(_message.Message):
     request_id: _builtins.str
     """Chosen by the caller, 1 to 64 characters."""
     connection_id: _builtins.str
-    """Set: this connection is authorized anew, and provider, name and parameters stay as they are."""
+    """Set: this connection is authorized anew; provider, name, exclusive and parameters must be empty."""
     provider: _builtins.str
     name: _builtins.str
     """1 to 63 characters."""
     exclusive: _builtins.bool
     client_id: _builtins.str
-    """The OAuth client; empty: the operator's at that provider."""
+    """The OAuth client; empty: the one that the connection has, or else the operator's."""
     client_secret: _builtins.str
     redirect_url: _builtins.str
     """Where the provider is to lead the person back, https or on loopback; empty: the front door.

@@ -187,7 +187,8 @@ class CredentialsServiceServicer:
     def StartAuthorization(self, request, context):
         """Begins OAuth's authorization code flow (RFC 6749, with PKCE): a person opens the answer's URL,
         and the provider leads them back to the front door, which completes it. For a new connection,
-        or anew for one whose grant is broken. Idempotent by request_id, with a fresh URL.
+        or anew for one that is there, which keeps its grant until the new one has come. Idempotent by
+        request_id, with a fresh URL; the one before, and any other of the connection, is dead then.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -195,8 +196,8 @@ class CredentialsServiceServicer:
 
     def CompleteAuthorization(self, request, context):
         """Completes an authorization with what the provider sent to a redirect URL of the caller's own.
-        A state works once, for the tenant that began it. Unknown, used, expired and another's: one
-        answer.
+        A state works once, for the key that began it. Unknown, used, expired, another's and the front
+        door's: one answer. When the provider gives no answer, a person has to start again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -33,12 +33,13 @@ class CredentialsServiceStub:
     StartAuthorization: _aio.UnaryUnaryMultiCallable[_credentials_service_pb2.StartAuthorizationRequest, _credentials_service_pb2.StartAuthorizationResponse]
     """Begins OAuth's authorization code flow (RFC 6749, with PKCE): a person opens the answer's URL,
     and the provider leads them back to the front door, which completes it. For a new connection,
-    or anew for one whose grant is broken. Idempotent by request_id, with a fresh URL.
+    or anew for one that is there, which keeps its grant until the new one has come. Idempotent by
+    request_id, with a fresh URL; the one before, and any other of the connection, is dead then.
     """
     CompleteAuthorization: _aio.UnaryUnaryMultiCallable[_credentials_service_pb2.CompleteAuthorizationRequest, _credentials_service_pb2.CompleteAuthorizationResponse]
     """Completes an authorization with what the provider sent to a redirect URL of the caller's own.
-    A state works once, for the tenant that began it. Unknown, used, expired and another's: one
-    answer.
+    A state works once, for the key that began it. Unknown, used, expired, another's and the front
+    door's: one answer. When the provider gives no answer, a person has to start again.
     """
     DescribeAuthorization: _aio.UnaryUnaryMultiCallable[_credentials_service_pb2.DescribeAuthorizationRequest, _credentials_service_pb2.DescribeAuthorizationResponse]
     """What a person at the redirect is asked to allow, and to whom. The state, which is secret and
@@ -136,7 +137,8 @@ class CredentialsServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_credentials_service_pb2.StartAuthorizationResponse]:
         """Begins OAuth's authorization code flow (RFC 6749, with PKCE): a person opens the answer's URL,
         and the provider leads them back to the front door, which completes it. For a new connection,
-        or anew for one whose grant is broken. Idempotent by request_id, with a fresh URL.
+        or anew for one that is there, which keeps its grant until the new one has come. Idempotent by
+        request_id, with a fresh URL; the one before, and any other of the connection, is dead then.
         """
 
     @_abc_1.abstractmethod
@@ -146,8 +148,8 @@ class CredentialsServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_credentials_service_pb2.CompleteAuthorizationRequest, _abc.Awaitable[_credentials_service_pb2.CompleteAuthorizationResponse]],
     ) -> _abc.Awaitable[_credentials_service_pb2.CompleteAuthorizationResponse]:
         """Completes an authorization with what the provider sent to a redirect URL of the caller's own.
-        A state works once, for the tenant that began it. Unknown, used, expired and another's: one
-        answer.
+        A state works once, for the key that began it. Unknown, used, expired, another's and the front
+        door's: one answer. When the provider gives no answer, a person has to start again.
         """
 
     @_abc_1.abstractmethod
