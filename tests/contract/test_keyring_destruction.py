@@ -89,6 +89,12 @@ async def test_neither_the_current_key_nor_one_with_data_keys_is_destroyed(
     ]
 
 
+async def test_of_the_current_key_the_holder_is_not_even_asked(replica: Replica) -> None:
+    replica.keks.fails = AssertionError("asked")
+    with pytest.raises(FailedPreconditionError, match="rotate first"):
+        await replica.keyring.destroy(await replica.keks.current())
+
+
 async def test_destroying_it_again_is_fine_and_destroying_what_never_was_is_not(
     replica: Replica,
 ) -> None:
