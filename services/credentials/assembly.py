@@ -17,7 +17,7 @@ from services.credentials.refresh_places import RefreshPlaces
 from services.credentials.refresh_terms import Pace, RefreshObserver
 from services.credentials.settings import Settings
 from services.credentials.supply import Supply
-from services.credentials.upkeep import forget_authorizations, refresh_ahead
+from services.credentials.upkeep import forget_old, refresh_ahead
 from services.credentials.vend_audit import VendAudit
 from services.credentials.vending import Vending
 from services.shared.background import background
@@ -64,7 +64,7 @@ async def open_vending(settings: Settings, needs: Needs) -> AsyncIterator[Vendin
         loops = (
             last_vends.run(),
             refresh_ahead(needs.database, refreshes),
-            forget_authorizations(needs.database),
+            forget_old(needs.database),
         )
         await enter(background(*loops))
         vending = Vending(

@@ -104,11 +104,11 @@ class FencedRefresh:
             raise not_active()
         if refusal := standing.refusal():
             raise refusal
-        if standing.wait > _NOW:
-            raise away(standing.wait)
         return standing
 
     async def _found(self, standing: Standing, want: Want, cipher: TenantCipher) -> _Found:
+        if standing.wait > _NOW:
+            raise away(standing.wait)
         fence = Fence(want.connection_id, standing.generation, standing.refresh_attempt)
         if not standing.renewable:
             if want.scope_key:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from services.credentials.vend_store import Lent
+from services.credentials.standings import Standing
 from services.shared.errors import (
     BulkheadError,
     FailedPreconditionError,
@@ -11,6 +11,27 @@ from services.shared.errors import (
     PermissionDeniedError,
     Reason,
 )
+from services.shared.ids import BindingId
+
+
+@dataclass(frozen=True, slots=True)
+class Lent:
+    """A connection as a key may have it: along a binding, or as the key's own."""
+
+    standing: Standing
+    # None: the key is the connection's own.
+    binding_id: BindingId | None
+    alias: str
+    # Empty: no ceiling.
+    scope_ceiling: frozenset[str]
+    expired: bool
+    # Of the token that keeps to the ceiling; None: no scope is left under it.
+    scope_key: str | None
+
+    @property
+    def narrowed(self) -> bool:
+        """Whether less is lent than was granted, or than is known to be."""
+        return self.scope_key != ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,7 +146,8 @@ _DUE = """
       AND c.state = 'active' AND c.refresh_attempt IS NULL
       AND (c.kind = $2 OR c.sealed_refresh_token IS NOT NULL)
       AND coalesce(c.next_refresh_at, now()) <= now()
-    ORDER BY t.expires_at LIMIT $3
+    -- What cannot be refreshed, for whatever reason, keeps nobody else from it.
+    ORDER BY random() LIMIT $3
 """
 
 
@@ -166,6 +167,21 @@ async def purge_authorizations(db: DbConnection, most: int) -> int:
     status = await db.execute(
         "DELETE FROM authorizations WHERE authorization_id IN (SELECT authorization_id"
         " FROM authorizations WHERE expires_at < now() - interval '1 day'"
+        " ORDER BY expires_at LIMIT $1 FOR UPDATE SKIP LOCKED)",
+        most,
+    )
+    return int(status.removeprefix("DELETE "))
+
+
+async def purge_narrowed(db: DbConnection, most: int) -> int:
+    """Deletes narrowed tokens that ended more than a day ago; returns how many of at most `most`.
+
+    Ceilings change, and nobody asks for what was under the old ones again.
+    """
+    status = await db.execute(
+        "DELETE FROM access_tokens WHERE (connection_id, scope_key) IN ("
+        "SELECT connection_id, scope_key FROM access_tokens"
+        " WHERE scope_key <> '' AND expires_at < now() - interval '1 day'"
         " ORDER BY expires_at LIMIT $1 FOR UPDATE SKIP LOCKED)",
         most,
     )

@@ -7,13 +7,13 @@ from typing import TypeAlias
 
 from services.credentials.catalogue import Catalogue, Provider
 from services.credentials.domain import LEAST_LIFETIME
+from services.credentials.lending import Lent
 from services.credentials.oauth_clients import OperatorClients
 from services.credentials.opening import opened
 from services.credentials.refresh import Refreshes
 from services.credentials.refresh_terms import Fresh, Want
 from services.credentials.refusals import away, beyond_ceiling, not_active, unreadable
 from services.credentials.standings import Standing
-from services.credentials.vend_store import Lent
 from services.credentials.vended import Vended, vended
 from services.shared.crypto import TenantCipher, UnreadableError
 from services.shared.data_keys import DataKeys

@@ -16,7 +16,7 @@ from services.shared.postgres import Database
 _PERIOD_SECONDS = 5.0
 _IN_USE = timedelta(hours=1)
 # So many at once: vends that wait for a refresh want places, too.
-_MOST_AHEAD = 4
+_MOST_AHEAD = 8
 _PURGE_SECONDS = 60.0
 _MOST_PURGED = 500
 
@@ -39,15 +39,16 @@ async def refresh_due(database: Database, refreshes: Refreshes) -> None:
     await asyncio.gather(*(refreshes.ahead(_want(each), each.least) for each in due))
 
 
-async def forget_authorizations(database: Database) -> None:
-    """Deletes authorizations that ended a day ago, for ever."""
+async def forget_old(database: Database) -> None:
+    """Deletes authorizations and narrowed tokens that ended a day ago, for ever."""
     while True:
         await asyncio.sleep(_PURGE_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311 spreads
         try:
             async with database.service() as db:
                 await store.purge_authorizations(db, _MOST_PURGED)
+                await store.purge_narrowed(db, _MOST_PURGED)
         except UnavailableError:
-            structlog.get_logger().warning("old authorizations cannot be deleted")
+            structlog.get_logger().warning("what is old cannot be deleted")
 
 
 def _want(due: Due) -> Want:

@@ -1,34 +1,13 @@
 """What a key may be vended, read afresh in one statement; one function a query."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 
 import asyncpg
 
-from services.credentials.standings import COLUMNS, Standing, read_standing
+from services.credentials.lending import Lent
+from services.credentials.standings import COLUMNS, read_standing
 from services.shared.ids import BindingId, ConnectionId, DeploymentId
 from services.shared.postgres import Connection as DbConnection
-
-
-@dataclass(frozen=True, slots=True)
-class Lent:
-    """A connection as a key may have it: along a binding, or as the key's own."""
-
-    standing: Standing
-    # None: the key is the connection's own.
-    binding_id: BindingId | None
-    alias: str
-    # Empty: no ceiling.
-    scope_ceiling: frozenset[str]
-    expired: bool
-    # Of the token that keeps to the ceiling; None: no scope is left under it.
-    scope_key: str | None
-
-    @property
-    def narrowed(self) -> bool:
-        """Whether less is lent than was granted, or than is known to be."""
-        return self.scope_key != ""
-
 
 # What the ceiling leaves of what was granted; where nobody knows that, the ceiling as it is.
 _SCOPE_KEY = """

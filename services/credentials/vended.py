@@ -6,10 +6,10 @@ from datetime import datetime, timedelta
 from services.credentials.catalogue import Provider
 from services.credentials.catalogue_urls import filled
 from services.credentials.injection import Injected, injected
+from services.credentials.lending import Lent
 from services.credentials.refresh_terms import Fresh
 from services.credentials.refusals import unreadable
 from services.credentials.vend_audit import fingerprint
-from services.credentials.vend_store import Lent
 from services.shared.clock import steady_seconds
 from services.shared.crypto import TenantCipher
 from services.shared.ids import BindingId, ConnectionId

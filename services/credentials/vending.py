@@ -8,13 +8,12 @@ from typing import TypeAlias
 from services.credentials import vend_store as store
 from services.credentials.domain import LEAST_LIFETIME
 from services.credentials.last_vends import LastVends
-from services.credentials.lending import Asked, check_named, choose
+from services.credentials.lending import Asked, Lent, check_named, choose
 from services.credentials.ports import VendRecord
 from services.credentials.refusals import away, not_active
 from services.credentials.sealing import unreadable
 from services.credentials.supply import Outcome, Supply
 from services.credentials.vend_audit import VendAudit, fingerprint
-from services.credentials.vend_store import Lent
 from services.credentials.vended import Vended
 from services.shared.clock import steady_seconds
 from services.shared.crypto import UnreadableError

@@ -34,7 +34,7 @@ from tests.provider_double import (
     truncates,
     waits,
 )
-from tests.vending_replica import Lease, Replica, lease, replica, replica_settings
+from tests.vending_replica import NAME, Lease, Replica, lease, replica, replica_settings
 
 ACTIVE, UNKNOWN = ("active", None, False), ("active", None, True)
 LOST = ("needs_reauthorization", "refresh_lost", False)
@@ -179,6 +179,33 @@ async def test_while_a_token_lives_nobody_finds_out_what_became_of_a_refresh(
     seen = provider.seen.copy()
     assert await own.vend(lent) == token
     assert (provider.seen, await own.state(lent)) == (seen, UNKNOWN)
+
+
+async def test_a_refresh_that_can_be_repeated_is_repeated(
+    home: Path, settings: Settings, provider: ProviderDouble
+) -> None:
+    folder = home / "stable"
+    folder.mkdir()
+    declared = provider.provider_yaml(NAME, introspects=False, rotation="stable")
+    (folder / f"{NAME}.yaml").write_text(declared)
+    stable = settings.model_copy(update={"providers_folder": folder})
+    provider.rules.rotates = False
+    try:
+        async with replica(stable) as own:
+            lent = await lease(own, stable, provider)
+            await own.expire(lent)
+            provider.next("/token", drops_after())
+            assert (await own.refusal(lent)).reason is AWAY
+            assert await own.state(lent) == UNKNOWN
+            # Put off like any failure; but there is nothing to settle.
+            await own.execute(
+                "UPDATE connections SET next_refresh_at = NULL WHERE connection_id = $1",
+                lent.connection_id,
+            )
+            assert provider.state.access_tokens[await own.vend(lent)].good
+            assert await own.state(lent) == ACTIVE
+    finally:
+        provider.rules.rotates = True
 
 
 async def test_a_provider_that_hangs_is_given_up_and_not_asked_twice(
