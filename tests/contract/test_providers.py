@@ -116,6 +116,7 @@ ESCAPES = [
     "evil.example:443",
     "..",
     "a/../b",
+    "a..b",
     "a%2fb",
     "a b",
     "a\n",
