@@ -11,6 +11,7 @@ from bulkhead.credentials.v1.credentials_service_pb2_grpc import (
     KeyringServiceStub,
 )
 
+from tests.canaries import canary
 from tests.mesh import Customer, Mesh, bearer, fresh_id
 from tests.refusals import expect_refused
 
@@ -27,13 +28,17 @@ async def status(mesh: Mesh, keyring: KeyringServiceStub) -> pb2.GetKeyringRespo
     return await keyring.GetKeyring(pb2.GetKeyringRequest(), metadata=bearer(mesh.operator_key))
 
 
+def _left(keyring: pb2.GetKeyringResponse) -> int:
+    return keyring.data_keys_to_wrap - keyring.data_keys_unreadable
+
+
 async def rotated(mesh: Mesh, keyring: KeyringServiceStub) -> str:
     """Returns the key that is current once every data key is under it."""
     answer = await keyring.RotateKeyring(
         pb2.RotateKeyringRequest(), metadata=bearer(mesh.operator_key)
     )
     async with asyncio.timeout(PATIENCE_SECONDS):
-        while (await status(mesh, keyring)).data_keys_to_wrap:
+        while _left(await status(mesh, keyring)):
             await asyncio.sleep(0.02)
     return answer.current_key_encryption_key_id
 

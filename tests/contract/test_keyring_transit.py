@@ -129,11 +129,15 @@ async def test_a_renewed_token_counts_from_the_next_call(bao: OpenBao, tmp_path:
             await keys.wrap(DATA_KEY, BOUND)
 
 
-async def test_a_token_that_others_can_read_or_a_plaintext_url_stops_the_start(
+async def test_a_bad_token_file_or_a_plaintext_url_stops_the_start(
     bao: OpenBao, tmp_path: Path
 ) -> None:
     open_file = make_readable(write_private(tmp_path / "token", bao.root_token))
+    two = write_private(tmp_path / "two", f"{bao.root_token}\n{bao.root_token}")
+    none = write_private(tmp_path / "empty", "\n")
     for update, told in (
+        ({"keyring_transit_token_file": two}, "write a token into it, and nothing else"),
+        ({"keyring_transit_token_file": none}, "write a token into it, and nothing else"),
         ({"keyring_transit_token_file": open_file}, "chmod 600"),
         ({"keyring_transit_token_file": tmp_path / "none"}, "No such file"),
         ({"keyring_transit_url": "http://bao.example:8200"}, "https, or http on loopback"),

@@ -159,7 +159,7 @@ class TransitApi:
         except OSError as error:
             raise UnusableFileError(f"{self._token_file}: {error.strerror}") from error
         if state != self._token_state:
-            self._client.token = read_private(self._token_file).decode().strip()
+            self._client.token = _token(self._token_file)
             self._token_state = state
 
 
@@ -179,6 +179,14 @@ def _errors() -> Iterator[None]:
 def _away(problem: str) -> UnavailableError:
     structlog.get_logger().warning("the transit engine does not serve us", problem=problem)
     return UnavailableError("who holds the key-encryption keys is away, or refuses us")
+
+
+def _token(file: Path) -> str:
+    token = read_private(file).decode(errors="replace").strip()
+    # What cannot be sent would be quoted in an error.
+    if not token or not token.isascii() or not token.isprintable() or " " in token:
+        raise UnusableFileError(f"{file}: write a token into it, and nothing else")
+    return token
 
 
 def _session(authority: Path | None) -> requests.Session:
