@@ -118,6 +118,7 @@ CREATE TABLE access_tokens (
     FOREIGN KEY (tenant_id, connection_id) REFERENCES connections (tenant_id, connection_id)
 );
 CREATE INDEX access_tokens_expiring ON access_tokens (expires_at) WHERE expires_at IS NOT NULL;
+CREATE INDEX access_tokens_in_use ON access_tokens (last_vended_at) WHERE expires_at IS NOT NULL;
 
 CREATE TABLE bindings (
     binding_id    text PRIMARY KEY,
