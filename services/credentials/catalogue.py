@@ -1,6 +1,5 @@
 """The catalogue of providers: what is declared of each, validated, without any code."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -8,7 +7,6 @@ from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -17,43 +15,21 @@ from pydantic import (
     model_validator,
 )
 
+from services.credentials.catalogue_fields import (
+    AnswerPath,
+    HeaderName,
+    Name,
+    Pattern,
+    Scope,
+    Text,
+    Title,
+    TokenHint,
+)
 from services.credentials.catalogue_urls import check_url, check_values, filled, places
 from services.credentials.domain import ConnectionKind
 
-_HEADER = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
 _CLIENT_ID = "client_id"
 _CLIENT_FREE = frozenset({ConnectionKind.STATIC_TOKEN, ConnectionKind.API_KEY})
-
-
-def _printable(text: str) -> str:
-    if not (text.isascii() and text.isprintable()):
-        raise ValueError("must be printable ASCII")
-    return text
-
-
-def _path(text: str) -> str:
-    if not all(text.split(".")):
-        raise ValueError("must be names joined by dots")
-    return text
-
-
-def _compiles(pattern: str) -> str:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"is no regular expression: {error.msg}") from error
-    return pattern
-
-
-Text = Annotated[str, Field(min_length=1, max_length=500), AfterValidator(_printable)]
-Title = Annotated[str, Field(min_length=1, max_length=63)]
-# In a JSON answer, names joined by dots, as `authed_user.access_token`.
-AnswerPath = Annotated[Text, AfterValidator(_path)]
-Pattern = Annotated[Text, AfterValidator(_compiles)]
-Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
-HeaderName = Annotated[str, Field(max_length=100, pattern=rf"^{_HEADER.pattern}$")]
-Scope = Annotated[str, Field(pattern=r"^[\x21\x23-\x5B\x5D-\x7E]{1,500}$")]  # RFC 6749, 3.3
-TokenHint = Literal["refresh_token", "access_token"]
 
 
 class _Declared(BaseModel):
