@@ -16,7 +16,7 @@ from tests.mesh import Customer, Mesh, bearer, fresh_id
 from tests.refusals import expect_refused
 
 PATIENCE_SECONDS = 30.0
-TOKEN = "ghp_kept_through_rotations"
+TOKEN = canary("kept-through-rotations")
 
 
 @pytest.fixture
