@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 
@@ -154,6 +155,19 @@ async def test_every_process_is_healthy(stack: Stack) -> None:
     assert status["healthy"]
     assert sorted(each["name"] for each in status["processes"]) == sorted(PROCESSES)
     assert all(each["healthy"] for each in status["processes"])
+
+
+async def test_people_are_led_back_through_the_front_door(stack: Stack) -> None:
+    led_back = {"state": "planted-state", "code": "planted-code"}
+    async with httpx.AsyncClient(base_url=stack.up["edge"], timeout=SECONDS) as browser:
+        page = await browser.get("/oauth/callback", params=led_back)
+    assert page.status_code == 404
+    assert "<h1>This link does not work any more</h1>" in page.text
+    credentials = psutil.Process((await stack.pids())["credentials"]).environ()
+    assert credentials["BULKHEAD_REDIRECT_URL"] == f"{stack.up['edge']}/oauth/callback"
+    assert "BULKHEAD_ALLOW_PRIVATE_TARGETS" not in credentials
+    logs = [file.read_text() for file in Layout.of(stack.state).logs.iterdir()]
+    assert not [text for text in logs if "planted" in text]
 
 
 async def test_no_secret_is_on_a_command_line_or_in_an_environment(stack: Stack) -> None:
