@@ -17,6 +17,7 @@ from pydantic import TypeAdapter
 from pydantic_settings import BaseSettings
 
 from cli.__main__ import build
+from services.shared.keyring.settings import KeyringSettings
 from services.shared.settings import PostgresSettings, ServiceSettings, ValkeySettings
 
 ROOT = Path(__file__).parent.parent.parent
@@ -26,6 +27,7 @@ SHELL_DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/operations.md")
 # What the documents may point to outside of the repository: standards and conventions.
 OUTSIDE = {
     "keepachangelog.com",
+    "www.standardwebhooks.com",
     "semver.org",
 }
 # Loopback, and names that are nobody's (RFC 2606).
@@ -229,6 +231,7 @@ def settings_types() -> dict[str, type[BaseSettings]]:
         "Every service": ServiceSettings,
         "Postgres": PostgresSettings,
         "Valkey": ValkeySettings,
+        "Keyring": KeyringSettings,
         **own,
     }
 
