@@ -24,6 +24,8 @@ from services.shared.background import background
 from services.shared.data_keys import DataKeys
 from services.shared.postgres import Database
 
+_MARGIN = timedelta(seconds=2)
+
 
 @dataclass(frozen=True, slots=True)
 class Needs:
@@ -50,10 +52,10 @@ class VendingParts:
 @asynccontextmanager
 async def open_vending(settings: Settings, needs: Needs) -> AsyncIterator[VendingParts]:
     """Yields vending, its upkeep at work; refreshes under way at the end come to theirs."""
-    pace = Pace(
-        settle=timedelta(seconds=settings.refresh_settle_seconds),
-        answer=timedelta(seconds=settings.provider_timeout_seconds),
-    )
+    answer = timedelta(seconds=settings.provider_timeout_seconds)
+    # A provider that may still answer is at it still, whatever the setting says.
+    settle = max(timedelta(seconds=settings.refresh_settle_seconds), answer + _MARGIN)
+    pace = Pace(settle, answer)
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
         places = RefreshPlaces(settings.refresh_pool_size)

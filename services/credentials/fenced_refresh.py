@@ -117,6 +117,7 @@ class FencedRefresh:
         try:
             question = self._asking.question(standing, cipher, want.narrowed_to)
         except UnreadableError as error:
+            await self._outcomes.broken(want, fence, StateReason.UNREADABLE)
             raise unreadable(want.connection_id, error) from error
         return _Found(want, question, cipher, fence)
 

@@ -7,6 +7,7 @@ from contextvars import Context
 from datetime import timedelta
 
 import structlog
+from opentelemetry import metrics
 
 from services.credentials.fenced_refresh import FencedRefresh
 from services.credentials.refresh_locks import RefreshLocks
@@ -45,6 +46,9 @@ class Refreshes:
         self._clock = clock
         self._flights: dict[Want, asyncio.Task[Fresh]] = {}
         self._refused: dict[Want, float] = {}
+        self._counter = metrics.get_meter("bulkhead").create_counter(
+            "bulkhead.credentials.refreshes", description="refreshes that ended, by outcome"
+        )
 
     async def fresh(self, want: Want, least: timedelta) -> Fresh:
         """Returns a token that lives for `least`, or for as long as the provider's do.
@@ -89,7 +93,12 @@ class Refreshes:
 
     def _landed(self, want: Want, flight: asyncio.Task[Fresh]) -> None:
         del self._flights[want]
+        self._told(want, flight)
+
+    def _told(self, want: Want, flight: asyncio.Task[Fresh]) -> None:
         error = None if flight.cancelled() else flight.exception()
+        outcome = error.reason if isinstance(error, BulkheadError) else type(error).__name__
+        self._counter.add(1, {"outcome": "OK" if error is None else outcome})
         if error is not None and not isinstance(error, BulkheadError):
             structlog.get_logger().error(
                 "a refresh failed", connection_id=want.connection_id, exc_info=error

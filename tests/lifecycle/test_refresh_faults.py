@@ -166,6 +166,22 @@ async def test_a_spent_refresh_token_whose_answer_is_lost_needs_a_person(
     assert await own.state(lent) == LOST
 
 
+async def test_a_refresh_token_that_cannot_be_decrypted_needs_a_person(
+    own: Replica, settings: Settings, provider: ProviderDouble
+) -> None:
+    lent = await lease(own, settings, provider)
+    await own.expire(lent)
+    await own.execute(
+        "UPDATE connections SET sealed_refresh_token = sealed_refresh_token"
+        " || decode('00', 'hex') WHERE connection_id = $1",
+        lent.connection_id,
+    )
+    seen = provider.seen.copy()
+    assert (await own.refusal(lent)).reason is Reason.CONNECTION_UNREADABLE
+    assert await own.state(lent) == ("needs_reauthorization", "unreadable", False)
+    assert provider.seen == seen
+
+
 async def test_while_a_token_lives_nobody_finds_out_what_became_of_a_refresh(
     own: Replica, settings: Settings, provider: ProviderDouble
 ) -> None:
