@@ -13,6 +13,7 @@ from bulkhead.credentials.v1.credentials_service_pb2_grpc import CredentialsServ
 from services.credentials.settings import Settings
 from services.shared.ids import new_deployment_id
 from services.shared.postgres import connect
+from tests.canaries import STATIC_TOKEN
 from tests.mesh import Customer, Mesh, bearer, fresh_id
 from tests.providers import OWN_REDIRECT, allowed
 
@@ -32,8 +33,8 @@ class Borrower:
         return self.mesh.stub(CredentialsServiceStub, "credentials")
 
     async def static(self, provider: str = "github", **token: Any) -> str:
-        """Returns a new connection with a static token, `t0ken` unless it is said."""
-        static = pb2.StaticToken(**({"token": "t0ken"} | token))
+        """Returns a new connection with a static token, `STATIC_TOKEN` unless it is said."""
+        static = pb2.StaticToken(**({"token": STATIC_TOKEN} | token))
         return await self.create(provider=provider, static_token=static)
 
     async def create(self, **fields: Any) -> str:

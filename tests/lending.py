@@ -13,6 +13,7 @@ from bulkhead.credentials.v1.credentials_service_pb2_grpc import CredentialsServ
 from services.credentials.settings import Settings
 from services.shared.ids import new_deployment_id
 from services.shared.postgres import Connection, connect
+from tests.canaries import STATIC_TOKEN
 from tests.mesh import Customer, Mesh, bearer, fresh_id
 from tests.providers import LOOPBACK, OWN_REDIRECT, allowed
 
@@ -37,7 +38,7 @@ class Lender:
             "name": "Bot",
         } | fields
         if not {"api_key", "client_credentials"} & set(request):
-            request.setdefault("static_token", pb2.StaticToken(token="static"))
+            request.setdefault("static_token", pb2.StaticToken(token=STATIC_TOKEN))
         answer = await self.credentials.CreateConnection(
             pb2.CreateConnectionRequest(**request), metadata=bearer(self.customer.key)
         )

@@ -15,10 +15,11 @@ from typer.testing import CliRunner
 
 from cli.__main__ import build
 from services.shared.errors import InvalidFieldError, UnavailableError
+from tests.canaries import STATIC_TOKEN
 from tests.scripted_api import COMMAND_SECONDS, CREATED, KEY, PROGRAM, ScriptedApi, bulkhead, time
 
 LATER = CREATED + timedelta(days=30)
-SECRET = "a-secret-of-the-provider"
+SECRET = STATIC_TOKEN
 URL = "https://provider.example/authorize?state=secret"
 
 

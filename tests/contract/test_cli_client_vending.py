@@ -10,9 +10,10 @@ from google.protobuf.duration_pb2 import Duration
 from typer.testing import CliRunner
 
 from cli.__main__ import build
+from tests.canaries import ACCESS_TOKEN
 from tests.scripted_api import CREATED, ScriptedApi, bulkhead, time
 
-TOKEN = "gho_a-token-that-is-long-enough-9xyz"
+TOKEN = f"{ACCESS_TOKEN}-9xyz"
 
 
 def token(alias: str = "github", **more: Any) -> pb.VendedToken:

@@ -10,6 +10,7 @@ from bulkhead.credentials.v1.credentials_service_pb2_grpc import CredentialsServ
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.shared.ids import new_connection_id
+from tests.canaries import API_KEY, STATIC_TOKEN
 from tests.mesh import Customer, Mesh, bearer, fresh_id
 from tests.provider_double import ProviderDouble, answers, drops_before, refuses
 from tests.refusals import details, expect_refused
@@ -32,7 +33,7 @@ def wanted(**fields: Any) -> pb2.CreateConnectionRequest:
     """Returns a request for a connection with a static token, unless `fields` say otherwise."""
     request = {"request_id": fresh_id(), "provider": "github", "name": "Bot"} | fields
     if not {"static_token", "api_key", "client_credentials"} & set(request):
-        request["static_token"] = pb2.StaticToken(token="ghp_secret")
+        request["static_token"] = pb2.StaticToken(token=STATIC_TOKEN)
     return pb2.CreateConnectionRequest(**request)
 
 
@@ -98,14 +99,14 @@ async def test_the_catalogue_is_listed(
 async def test_a_static_token_is_kept_and_never_shown(
     credentials: CredentialsServiceStub, customer: Customer
 ) -> None:
-    token = pb2.StaticToken(token="ghp_secret", expire_time=FAR)
+    token = pb2.StaticToken(token=STATIC_TOKEN, expire_time=FAR)
     made = await create(credentials, customer, static_token=token, exclusive=True)
     assert made.connection_id.startswith("con_")
     assert (made.name, made.provider, made.exclusive) == ("Bot", "github", True)
     assert made.kind == pb2.CONNECTION_KIND_STATIC_TOKEN
     assert made.state == pb2.CONNECTION_STATE_ACTIVE
     assert made.token_expire_time == FAR
-    assert "ghp_secret" not in str(made)
+    assert STATIC_TOKEN not in str(made)
     assert await get(credentials, customer, made.connection_id) == made
     assert await listed(credentials, customer) == [made]
 
@@ -113,7 +114,7 @@ async def test_a_static_token_is_kept_and_never_shown(
 async def test_an_api_key_has_the_users_name_and_parameters_that_its_provider_wants(
     credentials: CredentialsServiceStub, customer: Customer
 ) -> None:
-    key = pb2.ApiKey(key=" k3y ", username="mia@example.com")
+    key = pb2.ApiKey(key=f" {API_KEY} ", username="mia@example.com")
     made = await create(
         credentials, customer, provider="particular", api_key=key, parameters={"subdomain": "acme"}
     )

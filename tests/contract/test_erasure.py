@@ -14,6 +14,7 @@ from services.credentials.settings import Settings
 from services.shared.ids import new_deployment_id
 from services.shared.server import serving
 from services.shared.tls import Identity, channel_credentials
+from tests.canaries import STATIC_TOKEN
 from tests.databases import Databases
 from tests.mesh import PATIENCE_SECONDS, Customer, Mesh, bearer, fresh_id
 from tests.provider_double import ProviderDouble, Wire, hangs, refuses
@@ -53,7 +54,7 @@ async def static(credentials: CredentialsServiceStub, customer: Customer, name: 
             request_id=fresh_id(),
             provider="github",
             name=name,
-            static_token=pb2.StaticToken(token="ghp_secret"),
+            static_token=pb2.StaticToken(token=STATIC_TOKEN),
         ),
         metadata=bearer(customer.key),
     )

@@ -1,6 +1,7 @@
 """Vends over the wire: what comes, for how long, and each reason why nothing does."""
 
 import ast
+from base64 import b64encode
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.credentials import vending
 from tests.borrowers import Borrower, borrower, reason
+from tests.canaries import API_KEY, STATIC_TOKEN
 from tests.mesh import Mesh, bearer
 from tests.provider_double import ProviderDouble, answers
 from tests.refusals import expect_refused
@@ -36,24 +38,25 @@ async def test_a_batch_is_answered_in_order_and_item_by_item(own: Borrower) -> N
     assert set(first.token.scopes) == {"read", "write"}
     assert first.token.api_base_url.endswith("/api")
     found = second.token
-    assert (found.token, found.alias, found.provider) == ("t0ken", "github", "github")
+    assert (found.token, found.alias, found.provider) == (STATIC_TOKEN, "github", "github")
     assert (found.connection_id, found.binding_id) == (github, bindings[0])
     assert (first.token.connection_id, first.token.binding_id) == (notes, bindings[1])
 
 
 async def test_a_credential_comes_as_its_provider_wants_it(own: Borrower) -> None:
-    weather = await own.create(provider="openweather", api_key=pb2.ApiKey(key="k3y"))
+    weather = await own.create(provider="openweather", api_key=pb2.ApiKey(key=API_KEY))
     particular = await own.create(
         provider="particular",
-        api_key=pb2.ApiKey(key="k3y", username="mia"),
+        api_key=pb2.ApiKey(key=API_KEY, username="mia"),
         parameters={"subdomain": "acme"},
     )
     await own.bind(weather, "weather")
     await own.bind(particular, "particular")
     first, second = await own.vend(Item(alias="weather"), Item(alias="particular"))
-    assert (dict(first.token.query), dict(first.token.headers)) == ({"appid": "k3y"}, {})
+    assert (dict(first.token.query), dict(first.token.headers)) == ({"appid": API_KEY}, {})
     assert (first.token.token_type, second.token.token_type) == ("ApiKey", "Basic")
-    assert second.token.headers["Authorization"] == "Basic bWlhOmszeQ=="
+    pair = b64encode(f"mia:{API_KEY}".encode()).decode()
+    assert second.token.headers["Authorization"] == f"Basic {pair}"
     assert second.token.api_base_url == "https://acme.example.com/api"
 
 
@@ -110,7 +113,7 @@ async def test_a_binding_whose_time_is_over_vends_nothing(own: Borrower) -> None
     end = Timestamp()
     end.FromDatetime(datetime.now(UTC) + timedelta(hours=1))
     binding = await own.bind(await own.static(), "short", expire_time=end)
-    assert (await own.token("short")).token == "t0ken"
+    assert (await own.token("short")).token == STATIC_TOKEN
     await own.execute("UPDATE bindings SET expires_at = now() WHERE binding_id = $1", binding)
     assert await own.reason("short") == "BINDING_EXPIRED"
     assert await own.reason(provider="github") == "BINDING_EXPIRED"
@@ -220,7 +223,7 @@ async def test_what_cannot_be_decrypted_is_refused_alone(own: Borrower) -> None:
     )
     results = await own.vend(Item(alias="broken"), Item(alias="moved"), Item(alias="whole"))
     assert [reason(each.refusal) for each in results[:2]] == ["CONNECTION_UNREADABLE"] * 2
-    assert results[2].token.token == "t0ken"
+    assert results[2].token.token == STATIC_TOKEN
 
 
 async def test_a_token_has_one_name_in_the_log_of_its_tenant(own: Borrower) -> None:
@@ -232,15 +235,15 @@ async def test_a_token_has_one_name_in_the_log_of_its_tenant(own: Borrower) -> N
         )
         return answer.token_fingerprint
 
-    name = await fingerprint(own, "t0ken")
+    name = await fingerprint(own, STATIC_TOKEN)
     assert name.startswith("tok_")
-    assert await fingerprint(own, "t0ken") == name
+    assert await fingerprint(own, STATIC_TOKEN) == name
     assert await fingerprint(own, "another") != name
     other = await borrower(own.mesh)
     with expect_refused("NOT_FOUND", "RESOURCE_NOT_FOUND"):
-        await fingerprint(other, "t0ken")
+        await fingerprint(other, STATIC_TOKEN)
     await other.static()
-    assert await fingerprint(other, "t0ken") != name
+    assert await fingerprint(other, STATIC_TOKEN) != name
     for bad in ("", "a" * 16_385):
         with expect_refused("INVALID_ARGUMENT", "FIELD_INVALID", field="token"):
             await fingerprint(own, bad)
