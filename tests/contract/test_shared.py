@@ -94,6 +94,19 @@ async def test_concurrent_calls_travel_together_and_each_gets_its_own_answer() -
     assert len(batches) <= 5
 
 
+async def test_a_batch_weighs_no_more_than_it_may_unless_one_item_does() -> None:
+    batches: list[list[int]] = []
+
+    async def note(weights: Sequence[int]) -> Sequence[int]:
+        batches.append(list(weights))
+        return weights
+
+    ask: Coalescer[int, int] = Coalescer(note, most=10, weigh=lambda weight: weight)
+    weights = [4, 6, 1, 12, 3, 3, 3, 3]
+    assert await asyncio.gather(*(ask(weight) for weight in weights)) == weights
+    assert batches == [[4, 6], [1], [12], [3, 3, 3], [3]]
+
+
 async def test_a_failing_batch_fails_its_own_callers_and_no_others() -> None:
     async def refuse_odd(items: Sequence[int]) -> list[int]:
         if any(item % 2 for item in items):
