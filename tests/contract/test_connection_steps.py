@@ -142,17 +142,28 @@ async def test_a_deployment_has_no_more_bindings_than_its_limit_also_when_many_c
     await bindings.bind(tenant, key, wanted(to, lent[0], "z"))
 
 
-async def test_a_connection_that_goes_meanwhile_is_not_lent(parts: Parts, lender: Lender) -> None:
+@pytest.mark.parametrize(
+    "going",
+    [
+        "UPDATE connections SET state = 'deleting' WHERE connection_id = $1 AND $2 <> ''",
+        "UPDATE deployments SET released_at = now() WHERE deployment_id = $2 AND $1 <> ''",
+    ],
+    ids=["connection", "deployment"],
+)
+async def test_what_goes_meanwhile_is_not_brought_together(
+    parts: Parts, lender: Lender, going: str
+) -> None:
     to, lent = await lender.deployment(), await lender.connection()
+    await lender.bind(to, await lender.connection(), alias="other")
     async with below(parts.mesh) as db:
-        going = db.transaction()
-        await going.start()
-        await db.execute("UPDATE connections SET state = 'deleting' WHERE connection_id = $1", lent)
+        transaction = db.transaction()
+        await transaction.start()
+        assert await db.execute(going, lent, to) == "UPDATE 1"
         binding = asyncio.create_task(lender.bind(to, lent))
         async with asyncio.timeout(PATIENCE.total_seconds()):
             while not (binding.done() or await someone_waits(parts)):
                 await asyncio.sleep(0.01)
-        await going.commit()
+        await transaction.commit()
     with expect_refused("NOT_FOUND", "RESOURCE_NOT_FOUND"):
         await binding
 
