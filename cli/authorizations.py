@@ -146,11 +146,12 @@ def _started(started: pb.StartAuthorizationResponse) -> str:
 
 
 def _invitation(started: pb.StartAuthorizationResponse) -> str:
+    until = time_text(started.expire_time)
     return "\n".join(
         [
             "Open this in the browser of the person who is to allow it:",
             started.authorization_url,
-            f"… waiting for them; it works until {time_text(started.expire_time)}",
+            f"… waiting for them; it works until {until}. Ctrl-C ends the waiting, nothing else",
         ]
     )
 
