@@ -187,8 +187,8 @@ async def test_while_a_token_lives_nobody_finds_out_what_became_of_a_refresh(
 ) -> None:
     lent = await lease(own, settings, provider)
     token = await own.vend(lent)
-    await own.expire(lent, "63 seconds")
     provider.next("/token", drops_after())
+    await own.expire(lent, "63 seconds")
     assert await own.vend(lent) == token
     assert await own.state(lent) == UNKNOWN
     await own.settle(lent)
@@ -228,7 +228,7 @@ async def test_a_provider_that_hangs_is_given_up_and_not_asked_twice(
     settings: Settings, provider: ProviderDouble
 ) -> None:
     over = asyncio.Event()
-    hasty = settings.model_copy(update={"provider_timeout_seconds": 0.5})
+    hasty = settings.model_copy(update={"provider_timeout_seconds": 2.0})
     async with replica(settings) as own, replica(hasty) as impatient:
         lent = await lease(own, settings, provider)
         await own.expire(lent)
@@ -364,8 +364,8 @@ async def test_what_is_in_use_is_refreshed_ahead_of_its_end(
     for lent in (used, idle):
         await own.expire(lent, "80 seconds")
     token = await own.vend(used)
-    await _used_now(own, used)
     spent = provider.state.seen["refresh"]
+    await _used_now(own, used)
     await refresh_due(own.database, own.refreshes)
     assert provider.state.seen["refresh"] - spent == 1
     assert await own.vend(used) != token
