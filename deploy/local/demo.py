@@ -1,8 +1,9 @@
 """`python -m deploy.local.demo`: the main job on real parts, told step by step.
 
-Two tenants, a deployment each, an agent each; what must be refused is refused; one trace shows it
-all. Everything runs in a temporary folder and nothing of it is left. Exits with 0 when all went as
-it must, 1 on any surprise, 130 when interrupted.
+Two tenants, a deployment each, an agent each; one lends a grant at an outside provider to one of
+its deployments; what must be refused is refused; one trace shows it all. Everything runs in a
+temporary folder and nothing of it is left. Exits with 0 when all went as it must, 1 on any
+surprise, 130 when interrupted.
 """
 
 import argparse

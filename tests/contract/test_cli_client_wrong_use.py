@@ -5,7 +5,10 @@ from pathlib import Path
 import pytest
 import typer
 from google.rpc.code_pb2 import Code
+from typer.testing import CliRunner
 
+from cli.__main__ import build
+from cli.panels import ORDER
 from cli.refusal import Refusal
 from cli.wrong_use import refuse_keys
 from services.shared.errors import BulkheadError, InvalidFieldError, UnavailableError
@@ -181,3 +184,11 @@ def test_a_field_within_another_is_called_by_its_option(field: str, line: str) -
 def test_a_field_that_the_message_does_not_name_is_named_after_it() -> None:
     refused = Refusal("INVALID_ARGUMENT", "", "that is too long", "reason")
     assert refused.line({}) == "refused: INVALID_ARGUMENT: that is too long (--reason)"
+
+
+def test_help_keeps_what_belongs_together_in_the_order_of_a_first_day() -> None:
+    shown = CliRunner().invoke(build(), ["--help"]).output
+    places = [shown.index(f"─ {heading} ─") for heading in ORDER]
+    assert places == sorted(places)
+    # Nothing stands under no heading.
+    assert "─ Commands ─" not in shown
