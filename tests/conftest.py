@@ -1,7 +1,7 @@
 """Real servers, started once; a database of its own for each service of each mesh."""
 
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,10 @@ from deploy.local.ports import RANGE_VARIABLE
 from deploy.local.postgres import MeshPostgres, mesh_postgres
 from deploy.local.valkey import ValkeyServer, valkey_server
 from tests.databases import Databases
-from tests.leaks import pytest_runtest_makereport  # noqa: F401 pytest finds hooks by their name
+from tests.leaks import (
+    leaking_logs,
+    pytest_runtest_makereport,  # noqa: F401 pytest finds hooks by their name
+)
 from tests.mesh import Mesh, running_mesh
 from tests.provider_double import ProviderDouble, running_provider
 from tests.providers import AT_DOOR, OWN_REDIRECT, catalogue_settings
@@ -32,6 +35,13 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ[RANGE_VARIABLE] = f"{first}-{first + _PORTS - 1}"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def logs_without_secrets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Looks through every log that is left when all servers have ended."""
+    yield
+    assert leaking_logs(tmp_path_factory.getbasetemp()) == []
+
+
 @pytest.fixture(scope="session")
 async def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("stack")
@@ -41,6 +51,8 @@ async def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def postgres(home: Path) -> AsyncIterator[MeshPostgres]:
     async with mesh_postgres(home) as server:
         yield server
+        # Its log goes with it.
+        assert leaking_logs(server.directory) == []
 
 
 @pytest.fixture(scope="session")

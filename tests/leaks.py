@@ -2,9 +2,11 @@
 
 What a test's process and the processes that it starts write to standard output and standard error,
 fixtures and background tasks included, is in the test's report: pytest takes it at the descriptors.
+What servers write to log files of their own is looked through when they have ended.
 """
 
 from collections.abc import Generator
+from pathlib import Path
 
 import pytest
 
@@ -23,3 +25,9 @@ def pytest_runtest_makereport(
             report.outcome = "failed"
             report.longrepr = f"{item.nodeid}: a planted secret is in: {', '.join(found)}"
     return report
+
+
+def leaking_logs(folder: Path) -> list[str]:
+    """Returns the log files below `folder` that hold a canary."""
+    files = [file for file in folder.rglob("*.log*") if file.is_file()]
+    return [str(file) for file in files if leaked(file.read_bytes().decode("latin-1"))]

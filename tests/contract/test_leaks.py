@@ -6,8 +6,9 @@ import sys
 from base64 import b64encode, urlsafe_b64encode
 from pathlib import Path
 
-from tests.canaries import ACCESS_TOKEN, canary, leaked
+from tests.canaries import ACCESS_TOKEN, API_KEY, canary, leaked
 from tests.contracts import ROOT
+from tests.leaks import leaking_logs
 from tests.scripted_api import COMMAND_SECONDS
 
 # Each way by which something gets out, in a test of its own; the last one is clean.
@@ -31,6 +32,15 @@ def closing():
 def test_fixture(closing): pass
 def test_clean(): print("nothing to see")
 """
+
+
+def test_a_canary_in_a_log_file_is_found(tmp_path: Path) -> None:
+    for name, text in (("server.log", "fine"), ("server.log.1", b64encode(API_KEY.encode()))):
+        (tmp_path / "within").mkdir(exist_ok=True)
+        (tmp_path / "within" / name).write_text(str(text))
+    assert leaking_logs(tmp_path) == [str(tmp_path / "within" / "server.log.1")]
+    # What is left at the end is looked through once more.
+    (tmp_path / "within" / "server.log.1").unlink()
 
 
 def test_every_form_of_a_canary_is_found() -> None:
