@@ -268,7 +268,9 @@ async def test_a_client_that_its_provider_refuses_is_not_kept(
 
 
 @pytest.mark.parametrize(
-    "fault", [answers(500), answers(429, retry_after="7"), drops_before()], ids=str
+    "fault",
+    [answers(500), answers(429, retry_after="7"), drops_before()],
+    ids=["500", "429", "dropped"],
 )
 async def test_a_client_whose_provider_is_away_can_be_tried_again(
     credentials: CredentialsServiceStub, customer: Customer, provider: ProviderDouble, fault: Any
