@@ -5,17 +5,17 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
-from services.credentials.catalogue import Catalogue, Provider
-from services.credentials.catalogue_files import load_catalogue
 from services.credentials.connections import Connections
 from services.credentials.deletion import Deletion, Revoker
 from services.credentials.domain import OAuthClient
-from services.credentials.gateway import HttpGateway
-from services.credentials.oauth_clients import OperatorClients, load_clients
-from services.credentials.outbound import open_outbound
 from services.credentials.peers import AuthRegistry
 from services.credentials.ports import Bearer, Registry
-from services.credentials.refresh_locks import RefreshLocks
+from services.credentials.providers.catalogue import Catalogue, Provider
+from services.credentials.providers.clients import OperatorClients, load_clients
+from services.credentials.providers.files import load_catalogue
+from services.credentials.providers.gateway import HttpGateway
+from services.credentials.providers.outbound import open_outbound
+from services.credentials.refresh.locks import RefreshLocks
 from services.credentials.settings import Settings
 from services.shared.data_keys import DataKeys
 from services.shared.ids import ConnectionId, DeploymentId, TenantId

@@ -10,11 +10,11 @@ import httpx
 import pytest
 
 from deploy.local.authorization_state import Rules
-from services.credentials.catalogue import Catalogue, Provider
-from services.credentials.catalogue_files import load_catalogue
 from services.credentials.domain import Grant, OAuthClient, ProviderError
-from services.credentials.gateway import HttpGateway
-from services.credentials.outbound import open_outbound
+from services.credentials.providers.catalogue import Catalogue, Provider
+from services.credentials.providers.files import load_catalogue
+from services.credentials.providers.gateway import HttpGateway
+from services.credentials.providers.outbound import open_outbound
 from tests.provider_double import Fault, ProviderDouble, answers, running_provider
 
 JSON = {"content_type": "application/json"}

@@ -10,7 +10,7 @@ import signal
 import sys
 from datetime import timedelta
 
-from services.credentials.refresh_terms import RefreshPoint, Want
+from services.credentials.refresh.terms import RefreshPoint, Want
 from services.credentials.settings import Settings
 from services.shared.ids import ConnectionId, TenantId
 from tests.vending_replica import NAME, replica

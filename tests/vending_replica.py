@@ -10,17 +10,17 @@ from typing import Any
 from deploy.local.files import write_private
 from services.credentials import connection_store
 from services.credentials.assembly import Needs, open_vending
-from services.credentials.catalogue_files import load_catalogue
 from services.credentials.domain import ConnectionKind, ConnectionState, Grant, OAuthClient
-from services.credentials.gateway import HttpGateway
 from services.credentials.grants import keep_grant
 from services.credentials.lending import Asked
-from services.credentials.oauth_clients import load_clients
-from services.credentials.outbound import open_outbound
 from services.credentials.ports import VendRecord
-from services.credentials.refresh import Refreshes
-from services.credentials.refresh_locks import RefreshLocks
-from services.credentials.refresh_terms import RefreshObserver, Unobserved, Want
+from services.credentials.providers.clients import load_clients
+from services.credentials.providers.files import load_catalogue
+from services.credentials.providers.gateway import HttpGateway
+from services.credentials.providers.outbound import open_outbound
+from services.credentials.refresh.flights import Refreshes
+from services.credentials.refresh.locks import RefreshLocks
+from services.credentials.refresh.terms import RefreshObserver, Unobserved, Want
 from services.credentials.settings import Settings
 from services.credentials.supply import Outcome
 from services.credentials.vending import Presented, Vending

@@ -5,16 +5,16 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
-from services.credentials.asking import Asking
-from services.credentials.catalogue import Catalogue
-from services.credentials.fenced_refresh import FencedRefresh
 from services.credentials.last_vends import LastVends
-from services.credentials.oauth_clients import OperatorClients
 from services.credentials.ports import AuditTrail, Gateway
-from services.credentials.refresh import Refreshes, open_refreshes
-from services.credentials.refresh_locks import RefreshLocks
-from services.credentials.refresh_places import RefreshPlaces
-from services.credentials.refresh_terms import Pace, RefreshObserver
+from services.credentials.providers.catalogue import Catalogue
+from services.credentials.providers.clients import OperatorClients
+from services.credentials.refresh.asking import Asking
+from services.credentials.refresh.fenced import FencedRefresh
+from services.credentials.refresh.flights import Refreshes, open_refreshes
+from services.credentials.refresh.locks import RefreshLocks
+from services.credentials.refresh.places import RefreshPlaces
+from services.credentials.refresh.terms import Pace, RefreshObserver
 from services.credentials.settings import Settings
 from services.credentials.supply import Supply
 from services.credentials.upkeep import forget_old, refresh_ahead

@@ -8,7 +8,6 @@ from datetime import datetime, timedelta
 
 from services.credentials import authorization_store as store
 from services.credentials import connection_store
-from services.credentials.catalogue import Catalogue, Provider
 from services.credentials.domain import (
     GOING,
     Connection,
@@ -17,8 +16,9 @@ from services.credentials.domain import (
     OAuthClient,
 )
 from services.credentials.making import make, replayed
-from services.credentials.oauth_clients import OperatorClients
 from services.credentials.ports import Bearer, Gateway, Registry
+from services.credentials.providers.catalogue import Catalogue, Provider
+from services.credentials.providers.clients import OperatorClients
 from services.credentials.sealing import (
     cipher_of,
     opened_client,

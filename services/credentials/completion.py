@@ -13,12 +13,12 @@ from services.credentials.authorizations import (
     state_digest,
     verifier_place,
 )
-from services.credentials.catalogue import Catalogue, Provider
 from services.credentials.domain import GOING, Connection, Grant, OAuthClient, ProviderError
 from services.credentials.grants import keep_grant
-from services.credentials.oauth_clients import OperatorClients
 from services.credentials.ports import Gateway
-from services.credentials.provider_refusals import told
+from services.credentials.providers.catalogue import Catalogue, Provider
+from services.credentials.providers.clients import OperatorClients
+from services.credentials.providers.refusals import told
 from services.credentials.sealing import cipher_of, sealed_client_secret, unreadable
 from services.shared.crypto import TenantCipher, UnreadableError
 from services.shared.data_keys import DataKeys

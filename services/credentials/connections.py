@@ -7,7 +7,6 @@ from functools import partial
 
 from services.credentials import binding_store
 from services.credentials import connection_store as store
-from services.credentials.catalogue import Catalogue, Provider
 from services.credentials.domain import (
     GOING,
     Connection,
@@ -18,7 +17,8 @@ from services.credentials.domain import (
 from services.credentials.grants import keep_grant
 from services.credentials.making import check_limit, earlier, make
 from services.credentials.ports import Bearer, Gateway, Registry
-from services.credentials.provider_refusals import told
+from services.credentials.providers.catalogue import Catalogue, Provider
+from services.credentials.providers.refusals import told
 from services.credentials.sealing import cipher_of, sealed_client_secret, sealed_secret
 from services.credentials.wanted import (
     Credential,

@@ -11,7 +11,6 @@ from datetime import timedelta
 import structlog
 
 from services.credentials import deletion_store as store
-from services.credentials.catalogue import Catalogue, Provider, RefreshRotation
 from services.credentials.deletion_store import SealedGrant, Tombstone
 from services.credentials.domain import (
     Connection,
@@ -23,9 +22,10 @@ from services.credentials.domain import (
     Revocation,
 )
 from services.credentials.grants import refresh_place, token_place
-from services.credentials.oauth_clients import OperatorClients
 from services.credentials.ports import Bearer, Gateway, Registry
-from services.credentials.refresh_locks import RefreshLocks
+from services.credentials.providers.catalogue import Catalogue, Provider, RefreshRotation
+from services.credentials.providers.clients import OperatorClients
+from services.credentials.refresh.locks import RefreshLocks
 from services.credentials.sealing import opened_client
 from services.shared.crypto import TenantCipher, UnreadableError
 from services.shared.data_keys import DataKeys

@@ -3,7 +3,7 @@
 import json
 
 from services.credentials.grants import secret_place, token_place
-from services.credentials.refresh_terms import Fresh
+from services.credentials.refresh.terms import Fresh
 from services.credentials.refusals import busy, unreadable
 from services.credentials.standings import Standing
 from services.shared.crypto import TenantCipher, UnreadableError

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from services.credentials.catalogue import Provider
 from services.credentials.domain import Grant, OAuthClient
+from services.credentials.providers.catalogue import Provider
 from services.shared.ids import ConnectionId, DeploymentId
 
 

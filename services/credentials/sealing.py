@@ -4,7 +4,7 @@ import json
 
 from services.credentials.domain import Connection, OAuthClient
 from services.credentials.grants import client_secret_place, secret_place
-from services.credentials.oauth_clients import OperatorClients
+from services.credentials.providers.clients import OperatorClients
 from services.credentials.wanted import KeptSecret
 from services.shared.crypto import TenantCipher, UnreadableError
 from services.shared.data_keys import DataKeys

@@ -14,18 +14,18 @@ from bulkhead.credentials.v1.credentials_service_pb2_grpc import (
 from services.credentials.assembly import Needs, open_vending
 from services.credentials.authorizations import Authorizations, Redirect
 from services.credentials.bindings import Bindings
-from services.credentials.catalogue_files import load_catalogue
 from services.credentials.completion import Completion
 from services.credentials.connections import Connections
 from services.credentials.deletion import REVOCATIONS_AT_ONCE, Deletion, Revoker
 from services.credentials.erasure import Erasure
-from services.credentials.gateway import HttpGateway
 from services.credentials.keyring import Keyring
-from services.credentials.oauth_clients import load_clients
-from services.credentials.outbound import open_outbound
 from services.credentials.peers import AuthAuditor, AuthAuditTrail, AuthRegistry
-from services.credentials.refresh_locks import RefreshLocks
-from services.credentials.refresh_terms import Unobserved
+from services.credentials.providers.clients import load_clients
+from services.credentials.providers.files import load_catalogue
+from services.credentials.providers.gateway import HttpGateway
+from services.credentials.providers.outbound import open_outbound
+from services.credentials.refresh.locks import RefreshLocks
+from services.credentials.refresh.terms import Unobserved
 from services.credentials.rewrapping import Rewrapping
 from services.credentials.rpc import CredentialsRpc
 from services.credentials.rpc.keyring import KeyringRpc

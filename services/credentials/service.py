@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 from services.credentials.authorizations import Authorizations
 from services.credentials.bindings import Bindings
-from services.credentials.catalogue import Catalogue
 from services.credentials.completion import Completion
 from services.credentials.connections import Connections
 from services.credentials.deletion import Deletion
 from services.credentials.erasure import Erasure
-from services.credentials.oauth_clients import OperatorClients
+from services.credentials.providers.catalogue import Catalogue
+from services.credentials.providers.clients import OperatorClients
 from services.credentials.vending import Vending
 from services.credentials.webhooks import Webhooks
 

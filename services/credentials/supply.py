@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import TypeAlias
 
-from services.credentials.catalogue import Catalogue, Provider
 from services.credentials.domain import LEAST_LIFETIME
 from services.credentials.lending import Lent
-from services.credentials.oauth_clients import OperatorClients
 from services.credentials.opening import opened
-from services.credentials.refresh import Refreshes
-from services.credentials.refresh_terms import Fresh, Want
+from services.credentials.providers.catalogue import Catalogue, Provider
+from services.credentials.providers.clients import OperatorClients
+from services.credentials.refresh.flights import Refreshes
+from services.credentials.refresh.terms import Fresh, Want
 from services.credentials.refusals import away, beyond_ceiling, not_active, unreadable
 from services.credentials.standings import Standing
 from services.credentials.vended import Vended, vended

@@ -6,10 +6,10 @@ from datetime import timedelta
 
 import structlog
 
-from services.credentials import refresh_store as store
-from services.credentials.refresh import Refreshes
-from services.credentials.refresh_store import Due
-from services.credentials.refresh_terms import Want
+from services.credentials.refresh import store
+from services.credentials.refresh.flights import Refreshes
+from services.credentials.refresh.store import Due
+from services.credentials.refresh.terms import Want
 from services.shared.errors import UnavailableError
 from services.shared.postgres import Database
 

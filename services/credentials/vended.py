@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from services.credentials.catalogue import Provider
-from services.credentials.catalogue_urls import filled
-from services.credentials.injection import Injected, injected
 from services.credentials.lending import Lent
-from services.credentials.refresh_terms import Fresh
+from services.credentials.providers.catalogue import Provider
+from services.credentials.providers.injection import Injected, injected
+from services.credentials.providers.urls import filled
+from services.credentials.refresh.terms import Fresh
 from services.credentials.refusals import unreadable
 from services.credentials.vend_audit import fingerprint
 from services.shared.clock import steady_seconds

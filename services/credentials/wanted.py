@@ -8,9 +8,9 @@ from datetime import datetime
 from typing import TypeAlias
 from urllib.parse import urlsplit
 
-from services.credentials.catalogue import Provider
 from services.credentials.domain import MOST_SCOPES, ConnectionKind, OAuthClient
-from services.credentials.injection import is_sendable, is_username
+from services.credentials.providers.catalogue import Provider
+from services.credentials.providers.injection import is_sendable, is_username
 from services.shared.errors import InvalidFieldError
 from services.shared.ids import ConnectionId
 

@@ -6,7 +6,7 @@ from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from services.credentials import webhook_store as store
-from services.credentials.outbound import is_public
+from services.credentials.providers.outbound import is_public
 from services.credentials.webhook_store import Webhook
 from services.shared.crypto import Place
 from services.shared.data_keys import DataKeys

@@ -26,6 +26,8 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 SHELL_DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/operations.md")
 # What the documents may point to outside of the repository: standards and conventions.
 OUTSIDE = {
+    # Where the README's example uses what was lent.
+    "api.github.com",
     "keepachangelog.com",
     "www.standardwebhooks.com",
     "semver.org",

@@ -4,10 +4,15 @@ import base64
 
 import pytest
 
-from services.credentials.catalogue import Provider
-from services.credentials.catalogue_files import load_catalogue
 from services.credentials.domain import ConnectionKind
-from services.credentials.injection import MOST_SECRET_LENGTH, injected, is_sendable, is_username
+from services.credentials.providers.catalogue import Provider
+from services.credentials.providers.files import load_catalogue
+from services.credentials.providers.injection import (
+    MOST_SECRET_LENGTH,
+    injected,
+    is_sendable,
+    is_username,
+)
 
 CATALOGUE = load_catalogue(None)
 API_KEY, STATIC = ConnectionKind.API_KEY, ConnectionKind.STATIC_TOKEN

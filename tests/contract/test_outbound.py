@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import httpx
 import pytest
 
-from services.credentials.outbound import (
+from services.credentials.providers.outbound import (
     MOST_ANSWER_BYTES,
     AnswerTooLargeError,
     is_public,

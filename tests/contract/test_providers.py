@@ -9,12 +9,18 @@ import httpx
 import pytest
 from pydantic import BaseModel
 
-from services.credentials.catalogue import Catalogue, Injection, OAuth, Provider, RevokeRequest
-from services.credentials.catalogue_files import load_catalogue
 from services.credentials.domain import ConnectionKind, OAuthClient
-from services.credentials.gateway import HttpGateway
-from services.credentials.injection import injected
-from services.credentials.oauth_clients import load_clients
+from services.credentials.providers.catalogue import (
+    Catalogue,
+    Injection,
+    OAuth,
+    Provider,
+    RevokeRequest,
+)
+from services.credentials.providers.clients import load_clients
+from services.credentials.providers.files import load_catalogue
+from services.credentials.providers.gateway import HttpGateway
+from services.credentials.providers.injection import injected
 from services.shared.errors import InvalidFieldError
 from services.shared.settings import UnusableFileError
 

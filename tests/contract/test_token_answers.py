@@ -15,8 +15,8 @@ from services.credentials.domain import (
     ProviderAwayError,
     StateReason,
 )
-from services.credentials.gateway import HttpGateway
-from services.credentials.outbound import MOST_ANSWER_BYTES, open_outbound
+from services.credentials.providers.gateway import HttpGateway
+from services.credentials.providers.outbound import MOST_ANSWER_BYTES, open_outbound
 from tests.provider_desk import JSON, Desk, Patience, catalogue_with, cleared, open_desk
 from tests.provider_double import (
     Fault,

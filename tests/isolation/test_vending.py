@@ -12,7 +12,7 @@ from bulkhead.credentials.v1 import credentials_service_pb2 as pb2
 
 from services.credentials.domain import LEAST_LIFETIME
 from services.credentials.ports import VendRecord
-from services.credentials.refresh_terms import RefreshPoint
+from services.credentials.refresh.terms import RefreshPoint
 from services.credentials.settings import Settings
 from services.shared.errors import (
     BulkheadError,

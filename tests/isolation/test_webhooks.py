@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from services.credentials import webhook_store as store
-from services.credentials.outbound import open_outbound
+from services.credentials.providers.outbound import open_outbound
 from services.credentials.settings import Settings
 from services.credentials.webhook_delivery import Deliveries
 from services.credentials.webhook_store import Due, Webhook

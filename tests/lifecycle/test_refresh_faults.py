@@ -11,8 +11,8 @@ import pytest
 from services.credentials import connection_store
 from services.credentials.domain import Grant
 from services.credentials.grants import keep_grant
-from services.credentials.refresh_places import RefreshPlaces
-from services.credentials.refresh_terms import RefreshPoint
+from services.credentials.refresh.places import RefreshPlaces
+from services.credentials.refresh.terms import RefreshPoint
 from services.credentials.settings import Settings
 from services.credentials.supply import Outcome
 from services.credentials.upkeep import refresh_due

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from services.credentials.refresh_terms import RefreshPoint
+from services.credentials.refresh.terms import RefreshPoint
 from services.credentials.settings import Settings
 from services.shared.errors import Reason
 from tests.databases import Databases

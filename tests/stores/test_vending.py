@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from services.credentials import refresh_store as store
 from services.credentials.domain import Grant
 from services.credentials.grants import keep_grant
 from services.credentials.last_vends import LastVends
+from services.credentials.refresh import store
 from services.credentials.settings import Settings
 from services.shared.errors import NotFoundError
 from services.shared.ids import random_text

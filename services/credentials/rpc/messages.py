@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 from bulkhead.credentials.v1 import credentials_service_pb2 as pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from services.credentials.catalogue import Provider
 from services.credentials.domain import (
     MOST_NAME_LENGTH,
     MOST_REQUEST_ID_LENGTH,
@@ -22,6 +21,7 @@ from services.credentials.domain import (
     deployment_id,
 )
 from services.credentials.ports import Bearer
+from services.credentials.providers.catalogue import Provider
 from services.credentials.wanted import MOST_CLIENT_ID_LENGTH, read_secret
 from services.shared.errors import InvalidFieldError, NotFoundError, UnauthenticatedError
 from services.shared.fields import text

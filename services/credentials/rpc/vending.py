@@ -7,8 +7,8 @@ from bulkhead.common.v1 import error_reason_pb2
 from bulkhead.credentials.v1 import credentials_service_pb2 as pb2
 from opentelemetry import trace
 
-from services.credentials.injection import MOST_SECRET_LENGTH
 from services.credentials.lending import Asked
+from services.credentials.providers.injection import MOST_SECRET_LENGTH
 from services.credentials.rpc.part import Part
 from services.credentials.supply import Outcome
 from services.credentials.vended import Vended

@@ -7,8 +7,6 @@ from datetime import timedelta
 
 import structlog
 
-from services.credentials import refresh_store as store
-from services.credentials.asking import Question
 from services.credentials.domain import (
     LEAST_LIFETIME,
     ConnectionState,
@@ -21,8 +19,10 @@ from services.credentials.domain import (
 from services.credentials.grant_store import put_access_token
 from services.credentials.grants import refresh_place, sealed_token
 from services.credentials.opening import opened
-from services.credentials.refresh_store import Fence
-from services.credentials.refresh_terms import Fresh, Pace, Want
+from services.credentials.refresh import store
+from services.credentials.refresh.asking import Question
+from services.credentials.refresh.store import Fence
+from services.credentials.refresh.terms import Fresh, Pace, Want
 from services.credentials.refusals import (
     away,
     beyond_ceiling,

@@ -10,9 +10,9 @@ from authlib.oauth2.auth import ClientAuth
 from authlib.oauth2.rfc6749.parameters import prepare_grant_uri, prepare_token_request
 from authlib.oauth2.rfc7636 import create_s256_code_challenge
 
-from services.credentials.catalogue import OAuth
-from services.credentials.catalogue_urls import filled
 from services.credentials.domain import OAuthClient
+from services.credentials.providers.catalogue import OAuth
+from services.credentials.providers.urls import filled
 
 Authentication = Literal["basic", "body", "bearer", "none"]
 Body = Literal["form", "json", "empty"]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, RootModel, SecretStr
 
-from services.credentials.catalogue import Catalogue
 from services.credentials.domain import OAuthClient
+from services.credentials.providers.catalogue import Catalogue
 from services.shared.settings import UnusableFileError, read_file
 from services.shared.yaml_files import parsed_as
 

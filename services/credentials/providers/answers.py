@@ -13,7 +13,6 @@ from typing import Any, NoReturn
 
 import httpx
 
-from services.credentials.catalogue import OAuth
 from services.credentials.domain import (
     AnswerLostError,
     Grant,
@@ -22,7 +21,8 @@ from services.credentials.domain import (
     ProviderError,
     StateReason,
 )
-from services.credentials.injection import is_sendable
+from services.credentials.providers.catalogue import OAuth
+from services.credentials.providers.injection import is_sendable
 
 _LONGEST_WAIT = timedelta(hours=1)
 _LONGEST_LIFE = timedelta(days=3_650)

@@ -5,7 +5,6 @@ from datetime import timedelta
 
 import structlog
 
-from services.credentials.catalogue import Catalogue, Provider, RefreshRotation
 from services.credentials.domain import (
     ConnectionKind,
     Grant,
@@ -13,8 +12,9 @@ from services.credentials.domain import (
     OAuthClient,
 )
 from services.credentials.grants import client_secret_place, refresh_place
-from services.credentials.oauth_clients import OperatorClients
 from services.credentials.ports import Gateway
+from services.credentials.providers.catalogue import Catalogue, Provider, RefreshRotation
+from services.credentials.providers.clients import OperatorClients
 from services.credentials.refusals import away
 from services.credentials.standings import Standing
 from services.shared.crypto import TenantCipher

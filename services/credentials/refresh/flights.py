@@ -9,10 +9,10 @@ from datetime import timedelta
 import structlog
 from opentelemetry import metrics
 
-from services.credentials.fenced_refresh import FencedRefresh
-from services.credentials.refresh_locks import RefreshLocks
-from services.credentials.refresh_places import RefreshPlaces
-from services.credentials.refresh_terms import Fresh, Pace, Want
+from services.credentials.refresh.fenced import FencedRefresh
+from services.credentials.refresh.locks import RefreshLocks
+from services.credentials.refresh.places import RefreshPlaces
+from services.credentials.refresh.terms import Fresh, Pace, Want
 from services.credentials.refusals import beyond_ceiling, busy
 from services.shared.clock import SteadyClock, steady_seconds
 from services.shared.deadline import time_remaining

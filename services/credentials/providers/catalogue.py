@@ -15,7 +15,8 @@ from pydantic import (
     model_validator,
 )
 
-from services.credentials.catalogue_fields import (
+from services.credentials.domain import ConnectionKind
+from services.credentials.providers.fields import (
     AnswerPath,
     HeaderName,
     Name,
@@ -25,8 +26,7 @@ from services.credentials.catalogue_fields import (
     Title,
     TokenHint,
 )
-from services.credentials.catalogue_urls import check_url, check_values, filled, places
-from services.credentials.domain import ConnectionKind
+from services.credentials.providers.urls import check_url, check_values, filled, places
 
 _CLIENT_ID = "client_id"
 _CLIENT_FREE = frozenset({ConnectionKind.STATIC_TOKEN, ConnectionKind.API_KEY})

@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from services.credentials.catalogue import Catalogue, Provider
+from services.credentials.providers.catalogue import Catalogue, Provider
 from services.shared.settings import UnusableFileError, read_file
 from services.shared.yaml_files import parsed_as
 
-_OURS = Path(__file__).parent / "providers"
+_OURS = Path(__file__).parent
 
 
 def load_catalogue(folder: Path | None, *, private_targets: bool = False) -> Catalogue:

@@ -7,15 +7,15 @@ from datetime import timedelta
 
 import httpx
 
-from services.credentials import gateway_requests as requests
-from services.credentials.catalogue import OAuth, Provider
 from services.credentials.domain import (
     AnswerLostError,
     Grant,
     OAuthClient,
     ProviderAwayError,
 )
-from services.credentials.token_answers import error_name, json_object, read_grant, refusal
+from services.credentials.providers import requests
+from services.credentials.providers.answers import error_name, json_object, read_grant, refusal
+from services.credentials.providers.catalogue import OAuth, Provider
 
 # Nothing of the request has left when httpx raises one of these.
 _NOT_SENT = (

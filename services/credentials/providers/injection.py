@@ -4,8 +4,8 @@ import base64
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from services.credentials.catalogue import Injection, Provider
 from services.credentials.domain import ConnectionKind
+from services.credentials.providers.catalogue import Injection, Provider
 
 # No token or key of a provider in the catalogue comes near.
 MOST_SECRET_LENGTH = 16_384

@@ -9,8 +9,6 @@ docs/decisions/0014-fenced-refresh.md.
 from dataclasses import dataclass
 from datetime import timedelta
 
-from services.credentials import refresh_store as store
-from services.credentials.asking import Asking, Question
 from services.credentials.domain import (
     LEAST_LIFETIME,
     AnswerLostError,
@@ -20,10 +18,12 @@ from services.credentials.domain import (
     StateReason,
 )
 from services.credentials.opening import opened
-from services.credentials.refresh_locks import HeldLock, RefreshLocks
-from services.credentials.refresh_outcomes import RefreshOutcomes
-from services.credentials.refresh_store import Fence
-from services.credentials.refresh_terms import Fresh, Pace, RefreshObserver, RefreshPoint, Want
+from services.credentials.refresh import store
+from services.credentials.refresh.asking import Asking, Question
+from services.credentials.refresh.locks import HeldLock, RefreshLocks
+from services.credentials.refresh.outcomes import RefreshOutcomes
+from services.credentials.refresh.store import Fence
+from services.credentials.refresh.terms import Fresh, Pace, RefreshObserver, RefreshPoint, Want
 from services.credentials.refusals import away, beyond_ceiling, busy, not_active, unreadable
 from services.credentials.standings import Standing
 from services.shared.clock import steady_seconds
