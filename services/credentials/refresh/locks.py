@@ -10,6 +10,7 @@ from weakref import WeakValueDictionary
 import asyncpg
 
 from services.credentials.refusals import busy
+from services.shared.clock import steady_seconds
 from services.shared.ids import ConnectionId
 from services.shared.postgres import Connection, Database, postgres_errors
 
@@ -64,10 +65,10 @@ class RefreshLocks:
             UnavailableError: someone else holds it for longer than `patience`, or the database is
                 away.
         """
-        until = asyncio.get_running_loop().time() + patience.total_seconds()
+        until = steady_seconds() + patience.total_seconds()
         here = self._here.setdefault(connection, asyncio.Lock())
         try:
-            async with asyncio.timeout_at(until):
+            async with asyncio.timeout(patience.total_seconds()):
                 await here.acquire()
         except TimeoutError as error:
             raise busy() from error
@@ -91,7 +92,7 @@ class RefreshLocks:
 
 
 async def _lock(session: Connection, connection: ConnectionId, until: float) -> None:
-    left = max(0.05, until - asyncio.get_running_loop().time())
+    left = max(0.05, until - steady_seconds())
     with postgres_errors():
         # Undone, as the lock itself is, when the pool gets the session back.
         await session.execute(_LOCK, f"{int(left * 1000)}ms")
