@@ -18,8 +18,12 @@ from typing import Any, Protocol
 import httpcore
 import httpx
 
-MOST_ANSWER_BYTES = 1 << 20
-_MOST_CONNECTIONS = 64
+MOST_ANSWER_BYTES = 256 << 10
+# Before its body an answer may be so large, with all that comes before it: interim answers (RFC
+# 9110, 15.2) can be many, and each is read by itself.
+_MOST_HEAD_BYTES = 32 << 10
+# What is read at once; others have their turn in between.
+_READ_BYTES = 4 << 10
 # What an address of version 6 can carry within: RFC 6052's prefix for translation to version 4.
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 # Local by RFC 8215, 3879 and 6890, which not every release of Python knows.
@@ -92,7 +96,8 @@ def _carried(address: _Address) -> _Address:
 class _Backend(httpcore.AsyncNetworkBackend):
     """Connects to addresses that may be called, and to no others."""
 
-    def __init__(self, *, private: bool) -> None:
+    def __init__(self, meter: "_Meter", *, private: bool) -> None:
+        self._meter = meter
         self._private = private
         self._connecting = httpcore.AnyIOBackend()
 
@@ -110,11 +115,13 @@ class _Backend(httpcore.AsyncNetworkBackend):
         share = timeout / len(addresses) if timeout and addresses else timeout
         for address in addresses:
             try:
-                return await self._connecting.connect_tcp(
+                stream = await self._connecting.connect_tcp(
                     address, port, share, local_address, socket_options
                 )
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                 failure = error
+            else:
+                return _Bounded(stream, self._meter)
         raise failure
 
     async def _addresses(self, host: str, port: int) -> list[str]:
@@ -139,20 +146,80 @@ class _Progress:
         self.sent = self.sent or event == "http11.send_request_headers.started"
 
 
+class _Bounded(httpcore.AsyncNetworkStream):
+    """A stream of which little is read at once, and no more in all than an answer may have."""
+
+    def __init__(self, inner: httpcore.AsyncNetworkStream, meter: "_Meter") -> None:
+        self._inner = inner
+        self._meter = meter
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109
+        """Returns what has come, a little of it."""
+        # Whoever sends without a pause must not have the event loop for itself (P-38).
+        await asyncio.sleep(0)
+        content = await self._inner.read(min(max_bytes, _READ_BYTES), timeout)
+        self._meter.count(len(content))
+        return content
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109
+        """Sends."""
+        await self._inner.write(buffer, timeout)
+
+    async def aclose(self) -> None:
+        """Ends the connection."""
+        await self._inner.aclose()
+
+    async def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109
+    ) -> httpcore.AsyncNetworkStream:
+        """Returns the same stream, in TLS, as bounded."""
+        secured = await self._inner.start_tls(ssl_context, server_hostname, timeout)
+        return _Bounded(secured, self._meter)
+
+    def get_extra_info(self, info: str) -> Any:
+        """Returns what httpcore asks of the connection."""
+        return self._inner.get_extra_info(info)
+
+
+class _Meter:
+    """Counts what one answer brings."""
+
+    def __init__(self) -> None:
+        self._left = _MOST_HEAD_BYTES
+        self._in_head = True
+
+    def count(self, size: int) -> None:
+        """Counts `size` more bytes.
+
+        Raises:
+            httpcore.ReadError: it is too many.
+        """
+        self._left -= size
+        if self._left < 0:
+            what = "head" if self._in_head else "body"
+            raise httpcore.ReadError(f"the answer's {what} is too large")
+
+    def head_is_read(self) -> None:
+        """Lets the body come. Its framing counts too, and may be as large again."""
+        self._in_head = False
+        self._left = 2 * MOST_ANSWER_BYTES
+
+
 class _Transport(httpx.AsyncBaseTransport):
-    """One request, one connection, one answer read whole, all within one time."""
+    """One request, one connection, one answer read whole, all within one time.
+
+    Without a pool: a connection that the other side has closed meanwhile would take a request and
+    give no answer, so that what was sent on it counts as lost. And who hangs holds up nobody else.
+    How many there are at once is for those to bound who know on whose behalf they call.
+    """
 
     def __init__(self, seconds: float, *, private: bool) -> None:
         self._seconds = seconds
         self._private = private
-        self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=httpx.create_ssl_context(),
-            max_connections=_MOST_CONNECTIONS,
-            # A connection that the other side has closed meanwhile takes a request and gives no
-            # answer: what was sent on it would count as lost.
-            max_keepalive_connections=0,
-            network_backend=_Backend(private=private),
-        )
+        self._tls = httpx.create_ssl_context()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Returns the answer with its whole body."""
@@ -164,18 +231,21 @@ class _Transport(httpx.AsyncBaseTransport):
                 return await self._answered(request, progress)
 
     async def _answered(self, request: httpx.Request, progress: _Progress) -> httpx.Response:
-        answer = await self._pool.handle_async_request(_for_httpcore(request, progress))
+        asked, meter = _for_httpcore(request, progress), _Meter()
+        connection = httpcore.AsyncHTTPConnection(
+            asked.url.origin,
+            ssl_context=self._tls,
+            network_backend=_Backend(meter, private=self._private),
+        )
         try:
+            answer = await connection.handle_async_request(asked)
+            meter.head_is_read()
             body = await _bounded(answer, request)
         finally:
-            await answer.aclose()
+            await connection.aclose()
         # Nothing is unpacked: a small answer could become a very large one.
         headers = [each for each in answer.headers if each[0].lower() != b"content-encoding"]
         return httpx.Response(answer.status, headers=headers, content=body)
-
-    async def aclose(self) -> None:
-        """Ends what is under way."""
-        await self._pool.aclose()
 
 
 def _for_httpcore(request: httpx.Request, progress: _Progress) -> httpcore.Request:
