@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 from services.credentials.connections import Connections
@@ -15,6 +15,7 @@ from services.credentials.providers.clients import OperatorClients, load_clients
 from services.credentials.providers.files import load_catalogue
 from services.credentials.providers.gateway import HttpGateway
 from services.credentials.providers.outbound import open_outbound
+from services.credentials.providers.places import Places
 from services.credentials.refresh.locks import RefreshLocks
 from services.credentials.settings import Settings
 from services.shared.data_keys import DataKeys
@@ -75,6 +76,22 @@ class FailingRegistry(AuthRegistry):
             raise self._failure
 
 
+class RecordingPlaces(Places):
+    """Places for calls, and for whom they were taken."""
+
+    def __init__(self, places: int) -> None:
+        super().__init__(places)
+        self.taken: list[tuple[TenantId, str]] = []
+
+    @asynccontextmanager
+    async def take(
+        self, tenant: TenantId, provider: str, patience: timedelta
+    ) -> AsyncIterator[None]:
+        async with super().take(tenant, provider, patience):
+            self.taken.append((tenant, provider))
+            yield
+
+
 class RecordingGateway(HttpGateway):
     """The gateway, and what it was asked to revoke."""
 
@@ -107,6 +124,7 @@ class Parts:
     locks: RefreshLocks
     # How long a provider is waited for.
     within: timedelta = PATIENCE
+    places: RecordingPlaces = field(default_factory=lambda: RecordingPlaces(8))
 
     def deletion(self, database: Database, registry: Registry | None = None) -> Deletion:
         revoker = Revoker(
@@ -128,6 +146,7 @@ class Parts:
             self.catalogue,
             self.gateway,
             registry or self.registry,
+            self.places,
             per_tenant=most,
         )
 

@@ -13,7 +13,7 @@ from services.credentials.refresh.asking import Asking
 from services.credentials.refresh.fenced import FencedRefresh
 from services.credentials.refresh.flights import Refreshes, open_refreshes
 from services.credentials.refresh.locks import RefreshLocks
-from services.credentials.refresh.places import RefreshPlaces
+from services.credentials.providers.places import Places
 from services.credentials.refresh.terms import Pace, RefreshObserver
 from services.credentials.settings import Settings
 from services.credentials.supply import Supply
@@ -58,7 +58,7 @@ async def open_vending(settings: Settings, needs: Needs) -> AsyncIterator[Vendin
     pace = Pace(settle, answer)
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
-        places = RefreshPlaces(settings.refresh_pool_size)
+        places = Places(settings.refresh_pool_size)
         fenced = _fenced(needs, pace)
         refreshes = await enter(open_refreshes(fenced, needs.locks, places, pace))
         supply = Supply(needs.data_keys, needs.catalogue, needs.clients, refreshes)

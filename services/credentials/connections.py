@@ -18,6 +18,7 @@ from services.credentials.grants import keep_grant
 from services.credentials.making import check_limit, earlier, make
 from services.credentials.ports import Bearer, Gateway, Registry
 from services.credentials.providers.catalogue import Catalogue, Provider
+from services.credentials.providers.places import PATIENCE, Places
 from services.credentials.providers.refusals import told
 from services.credentials.sealing import cipher_of, sealed_client_secret, sealed_secret
 from services.credentials.wanted import (
@@ -62,6 +63,7 @@ class Connections:
         catalogue: Catalogue,
         gateway: Gateway,
         registry: Registry,
+        places: Places,
         *,
         per_tenant: int,
     ) -> None:
@@ -70,6 +72,7 @@ class Connections:
         self._catalogue = catalogue
         self._gateway = gateway
         self._registry = registry
+        self._places = places
         self._most = per_tenant
 
     async def create(self, tenant: TenantId, bearer: Bearer, new: NewConnection) -> Connection:
@@ -91,7 +94,7 @@ class Connections:
                 await check_limit(db, tenant, self._most)
             now = await store.now(db)
         if made is None:
-            first = await self._first(provider, new.credential, new.parameters, now)
+            first = await self._first(tenant, provider, new.credential, new.parameters, now)
             made = await self._write(tenant, cipher, new, digest, first)
         # Also when it was made before: the call that did may not have come so far.
         await self._registry.register(bearer, made.connection_id)
@@ -136,7 +139,7 @@ class Connections:
             replaced = None
         else:
             provider = self._check_new(current, update.credential)
-            first = await self._first(provider, update.credential, current.parameters, now)
+            first = await self._first(tenant, provider, update.credential, current.parameters, now)
             cipher = await cipher_of(self._data_keys, tenant)
             replaced = partial(_replace, cipher, current, update.credential, first)
         async with self._database.tenant(tenant) as db:
@@ -172,6 +175,7 @@ class Connections:
 
     async def _first(
         self,
+        tenant: TenantId,
         provider: Provider,
         credential: Credential,
         parameters: Mapping[str, str],
@@ -183,9 +187,10 @@ class Connections:
             return None
         asked = credential.scopes or tuple(provider.oauth.default_scopes)
         try:
-            grant = await self._gateway.client_credentials(
-                provider, credential.client, parameters, scopes=asked
-            )
+            async with self._places.take(tenant, provider.name, PATIENCE):
+                grant = await self._gateway.client_credentials(
+                    provider, credential.client, parameters, scopes=asked
+                )
         except ProviderError as error:
             raise told(provider.title, error) from error
         return _First(grant, asked, now)

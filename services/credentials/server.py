@@ -24,6 +24,7 @@ from services.credentials.providers.clients import load_clients
 from services.credentials.providers.files import load_catalogue
 from services.credentials.providers.gateway import HttpGateway
 from services.credentials.providers.outbound import open_outbound
+from services.credentials.providers.places import Places
 from services.credentials.refresh.locks import RefreshLocks
 from services.credentials.refresh.terms import Unobserved
 from services.credentials.rewrapping import Rewrapping
@@ -45,6 +46,8 @@ _NAME = "credentials"
 _MIGRATIONS = Path(__file__).parent / "migrations"
 # Beyond the provider's time to answer, for what it gave to be written down.
 _REFRESH_ENDS = timedelta(seconds=5)
+# Calls that wait for a provider to be asked, but for refreshes, which have places of their own.
+_CALLS_AT_ONCE = 64
 # Whoever deletes waits for no provider for longer: what it does not confirm, a person is told of.
 _REVOKED_WITHIN = timedelta(seconds=8)
 
@@ -68,7 +71,7 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
         operators = load_clients(settings.oauth_clients_file, catalogue)
         gateway = HttpGateway(await enter(open_outbound(settings)))
         locks = RefreshLocks(await enter(open_database(_for_locks(settings), _NAME, _MIGRATIONS)))
-        registry = AuthRegistry(auth)
+        registry, trail = AuthRegistry(auth), AuthAuditTrail(auth)
         webhooks = Webhooks(
             database, data_keys, allow_private_targets=settings.allow_private_targets
         )
@@ -96,10 +99,11 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
             catalogue,
             operators,
             gateway,
-            AuthAuditTrail(auth),
+            trail,
             locks,
             Unobserved(),
         )
+        places = Places(_CALLS_AT_ONCE)
         erasure = Erasure(database, data_keys, revoker)
         stack.push_async_callback(erasure.close)
         service = CredentialsService(
@@ -111,6 +115,7 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
                 catalogue,
                 gateway,
                 registry,
+                places,
                 per_tenant=settings.connections_per_tenant,
             ),
             deletion=Deletion(database, revoker, registry),
@@ -124,7 +129,9 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
                 Redirect(settings.redirect_url, timedelta(seconds=settings.authorization_seconds)),
                 per_tenant=settings.connections_per_tenant,
             ),
-            completion=Completion(database, data_keys, catalogue, operators, gateway),
+            completion=Completion(
+                database, data_keys, catalogue, operators, gateway, resolver, trail
+            ),
             bindings=Bindings(database, registry, per_deployment=settings.bindings_per_deployment),
             webhooks=webhooks,
             erasure=erasure,

@@ -2,15 +2,16 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from bulkhead.credentials.v1 import credentials_service_pb2 as pb2
 
 from services.credentials.bindings import Bindings, WantedBinding
-from services.credentials.domain import ConnectionKind
+from services.credentials.domain import ConnectionKind, OAuthClient
 from services.credentials.ports import Bearer
-from services.credentials.wanted import KeptSecret, NewConnection
+from services.credentials.wanted import KeptSecret, NewConnection, OwnClient
 from services.shared.errors import (
     BulkheadError,
     LimitExceededError,
@@ -26,6 +27,7 @@ from tests.connection_parts import (
 )
 from tests.lending import Lender, below
 from tests.mesh import Mesh, bearer, fresh_id
+from tests.provider_double import ProviderDouble
 from tests.refusals import expect_refused
 
 
@@ -91,6 +93,17 @@ async def test_a_connection_that_auth_does_not_know_yet_is_made_known_when_it_is
     made = await parts.connections().create(tenant, key, new("r"))
     assert made.connection_id == half.connection_id
     assert (await lender.connection_key(half.connection_id)).key
+
+
+@pytest.mark.promise("P-38")
+async def test_a_client_is_proved_from_one_of_its_tenants_places(
+    parts: Parts, lender: Lender, provider: ProviderDouble
+) -> None:
+    tenant, key = TenantId(lender.customer.tenant_id), Bearer(lender.customer.key)
+    client = OwnClient(OAuthClient(provider.client.client_id, provider.client.client_secret), ())
+    wanted = replace(new("r"), provider="loopback", credential=client)
+    await parts.connections().create(tenant, key, wanted)
+    assert parts.places.taken == [(tenant, "loopback")]
 
 
 async def results(*calls: Any) -> tuple[list[Any], list[BaseException]]:

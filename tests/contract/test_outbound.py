@@ -219,3 +219,61 @@ async def test_each_request_has_a_connection_of_its_own() -> None:
         for _ in range(3):
             assert (await http.get(f"http://127.0.0.1:{port}/")).text == "ok"
     assert connections == 3
+
+
+@pytest.mark.promise("P-38")
+@pytest.mark.parametrize(
+    ("begin", "again"),
+    [
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
+    ],
+    ids=["interim answers", "small chunks"],
+)
+async def test_an_answer_without_end_is_given_up_and_lets_others_have_their_turn(
+    begin: bytes, again: bytes
+) -> None:
+    async def endless(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(begin)
+        while not writer.is_closing():
+            writer.write(again * 1_000)
+            await writer.drain()
+
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async with target(answering=endless) as (port, _), open_outbound(Terms(True, 60.0)) as http:
+        beside = asyncio.create_task(other())
+        with pytest.raises(httpx.ReadError):
+            await asyncio.wait_for(http.get(f"http://127.0.0.1:{port}/"), 30)
+        beside.cancel()
+    # Of the 32 KiB and more that are read, 4 at once.
+    assert turns >= 8
+
+
+@pytest.mark.promise("P-38")
+async def test_calls_that_nobody_answers_hold_up_no_other_call() -> None:
+    silent = asyncio.Event()
+
+    async def never(*_: asyncio.StreamReader | asyncio.StreamWriter) -> None:
+        await silent.wait()
+
+    async with (
+        target(answering=never) as (hanging, arrived),
+        target(raw_answer(200, "it")) as (port, _),
+        open_outbound(Terms(True, 60.0)) as http,
+    ):
+        asked = [asyncio.create_task(http.get(f"http://127.0.0.1:{hanging}/")) for _ in range(200)]
+        while len(arrived) < len(asked):
+            await asyncio.sleep(0.01)
+        assert (await http.get(f"http://127.0.0.1:{port}/")).text == "it"
+        for each in asked:
+            each.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
+        assert (await http.get(f"http://127.0.0.1:{port}/")).text == "it"
+        silent.set()

@@ -11,7 +11,7 @@ import pytest
 from services.credentials import connection_store
 from services.credentials.domain import Grant
 from services.credentials.grants import keep_grant
-from services.credentials.refresh.places import RefreshPlaces
+from services.credentials.providers.places import Places
 from services.credentials.refresh.terms import RefreshPoint
 from services.credentials.settings import Settings
 from services.credentials.supply import Outcome
@@ -380,7 +380,7 @@ async def _used_now(own: Replica, lent: Lease) -> None:
 
 @pytest.mark.promise("P-38")
 async def test_a_provider_that_hangs_leaves_others_their_places() -> None:
-    places, patience = RefreshPlaces(4), timedelta(seconds=PATIENCE_SECONDS)
+    places, patience = Places(4), timedelta(seconds=PATIENCE_SECONDS)
     async with AsyncExitStack() as stack:
         first, second = new_tenant_id(), new_tenant_id()
         for tenant in (first, second):

@@ -11,7 +11,7 @@ from opentelemetry import metrics
 
 from services.credentials.refresh.fenced import FencedRefresh
 from services.credentials.refresh.locks import RefreshLocks
-from services.credentials.refresh.places import RefreshPlaces
+from services.credentials.providers.places import Places
 from services.credentials.refresh.terms import Fresh, Pace, Want
 from services.credentials.refusals import beyond_ceiling, busy
 from services.shared.clock import SteadyClock, steady_seconds
@@ -35,7 +35,7 @@ class Refreshes:
         self,
         fenced: FencedRefresh,
         locks: RefreshLocks,
-        places: RefreshPlaces,
+        places: Places,
         pace: Pace,
         clock: SteadyClock = steady_seconds,
     ) -> None:
@@ -111,7 +111,7 @@ class Refreshes:
 
 @asynccontextmanager
 async def open_refreshes(
-    fenced: FencedRefresh, locks: RefreshLocks, places: RefreshPlaces, pace: Pace
+    fenced: FencedRefresh, locks: RefreshLocks, places: Places, pace: Pace
 ) -> AsyncIterator[Refreshes]:
     """Yields refreshes; those that are under way at the end come to theirs."""
     refreshes = Refreshes(fenced, locks, places, pace)

@@ -1,4 +1,4 @@
-"""How many refreshes may be under way here, so that one slow provider leaves others theirs."""
+"""How many calls may be under way here, so that one slow provider leaves others theirs."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -9,9 +9,12 @@ from weakref import WeakValueDictionary
 from services.credentials.refusals import busy
 from services.shared.ids import TenantId
 
+# How long a caller waits for a place; a refresh, which many wait for, waits longer.
+PATIENCE = timedelta(seconds=5)
 
-class RefreshPlaces:
-    """Places for refreshes: for one provider half of them at most, for one tenant a quarter (P-38).
+
+class Places:
+    """Places for calls: for one provider half of them at most, for one tenant a quarter (P-38).
 
     A provider that hangs keeps each of its places until the time-out; so would a host that a
     tenant names as its own.
