@@ -5,8 +5,16 @@ from datetime import datetime
 
 from services.credentials import binding_store as store
 from services.credentials import connection_store
-from services.credentials.domain import GOING, Binding, Connection
+from services.credentials.domain import (
+    GOING,
+    Binding,
+    Connection,
+    ConnectionKind,
+    ConnectionState,
+    StateReason,
+)
 from services.credentials.ports import Bearer, Registry
+from services.credentials.refusals import ceiling_never_kept, needs_reauthorization, not_active
 from services.shared.errors import (
     AlreadyExistsError,
     FailedPreconditionError,
@@ -18,6 +26,9 @@ from services.shared.errors import (
 from services.shared.ids import BindingId, ConnectionId, DeploymentId, TenantId, new_binding_id
 from services.shared.postgres import Connection as DbConnection
 from services.shared.postgres import Database
+
+# What the tenant gave as it is: no provider says what it can do, and none gives it with less.
+_UNKNOWN_SCOPES = frozenset({ConnectionKind.STATIC_TOKEN, ConnectionKind.API_KEY})
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +65,8 @@ class Bindings:
         Raises:
             NotFoundError: the deployment or the connection is not the tenant's, or is going.
             AlreadyExistsError: the deployment has the alias for something else.
-            FailedPreconditionError: the connection is another deployment's alone.
+            FailedPreconditionError: the connection is another deployment's alone, is not active
+                and would take the place of another, or cannot keep to a ceiling.
             LimitExceededError: the deployment has as many bindings as it may have.
             UnavailableError: auth or the database is away; nothing was lent.
         """
@@ -115,12 +127,16 @@ class Bindings:
         alias = wanted.alias or connection.provider
         if wanted.expires_at is not None and wanted.expires_at <= await connection_store.now(db):
             raise InvalidFieldError("expire_time", "must be in the future")
+        if wanted.scope_ceiling and connection.kind in _UNKNOWN_SCOPES:
+            raise ceiling_never_kept()
         await store.end_expired(db, wanted.deployment_id, alias, wanted.connection_id)
         there = await store.of_alias(db, wanted.deployment_id, alias)
         if there is not None and wanted.is_met_by(there):
             return there
         if there is not None and not wanted.replace:
             raise _alias_taken(there)
+        if there is not None and there.connection_id != connection.connection_id:
+            _check_works(connection)
         if connection.exclusive:
             await _check_free(db, wanted, alias)
         if there is None and await store.count(db, wanted.deployment_id) >= self._most:
@@ -128,6 +144,18 @@ class Bindings:
                 f"at most {self._most} bindings are allowed", Reason.CONNECTION_LIMIT, "bindings"
             )
         return await store.put(db, tenant, _row(connection, wanted, alias))
+
+
+def _check_works(connection: Connection) -> None:
+    """Returns when the connection may take the place of one that may be in use this moment."""
+    if connection.state is ConnectionState.NEEDS_REAUTHORIZATION:
+        raise needs_reauthorization(
+            connection.state_reason or StateReason.GRANT_REFUSED,
+            connection.kind,
+            connection.connection_id,
+        )
+    if connection.state is not ConnectionState.ACTIVE:
+        raise not_active()
 
 
 async def _check_free(db: DbConnection, wanted: WantedBinding, alias: str) -> None:

@@ -1,10 +1,12 @@
 """Why nothing is vended, in the words that a caller is told."""
 
+from collections.abc import Mapping
 from datetime import timedelta
+from types import MappingProxyType
 
 import structlog
 
-from services.credentials.domain import StateReason
+from services.credentials.domain import ConnectionKind, StateReason
 from services.shared.errors import (
     BulkheadError,
     FailedPreconditionError,
@@ -13,6 +15,14 @@ from services.shared.errors import (
     UnavailableError,
 )
 from services.shared.ids import ConnectionId
+
+# What no person has to allow anew: its owner gives another.
+_GIVEN: Mapping[ConnectionKind, tuple[str, str]] = MappingProxyType(
+    {
+        ConnectionKind.STATIC_TOKEN: ("a new token", "--token-file"),
+        ConnectionKind.API_KEY: ("a new API key", "--api-key-file"),
+    }
+)
 
 
 def busy() -> UnavailableError:
@@ -33,10 +43,14 @@ def not_active() -> BulkheadError:
     )
 
 
-def needs_reauthorization(reason: StateReason) -> BulkheadError:
+def needs_reauthorization(
+    reason: StateReason, kind: ConnectionKind, connection: ConnectionId
+) -> BulkheadError:
     """Returns what is told of a connection whose grant is of no use any more."""
+    missing, option = _GIVEN.get(kind, ("a new authorization", ""))
+    how = f": bulkhead connection update {connection} {option}" if option else ""
     return FailedPreconditionError(
-        f"the connection needs a new authorization ({reason.value})",
+        f"the connection needs {missing} ({reason.value}){how}",
         Reason.CONNECTION_NEEDS_REAUTHORIZATION,
         metadata={"state_reason": reason.value},
     )
@@ -46,6 +60,15 @@ def beyond_ceiling() -> BulkheadError:
     """Returns what is told where no token can be had that keeps to the binding's ceiling."""
     return PermissionDeniedError(
         "the connection's token can do more than the binding allows, and cannot be had with less",
+        Reason.SCOPE_CEILING,
+    )
+
+
+def ceiling_never_kept() -> BulkheadError:
+    """Returns what is told of a ceiling on what cannot be had with less, and nobody knows."""
+    return FailedPreconditionError(
+        "nobody knows what a static token or an API key can do, and neither can be had with less:"
+        " no ceiling can be kept, and nothing would be vended; bind it without one",
         Reason.SCOPE_CEILING,
     )
 

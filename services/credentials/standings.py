@@ -78,7 +78,8 @@ class Standing:
             case ConnectionState.ACTIVE:
                 return None
             case ConnectionState.NEEDS_REAUTHORIZATION:
-                return needs_reauthorization(self.state_reason or StateReason.GRANT_REFUSED)
+                reason = self.state_reason or StateReason.GRANT_REFUSED
+                return needs_reauthorization(reason, self.kind, self.connection_id)
             case _:
                 return not_active()
 

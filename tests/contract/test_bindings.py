@@ -105,11 +105,8 @@ async def test_a_connection_is_lent_under_its_providers_name_or_another(
     assert (bound.deployment_id, bound.connection_id) == (to, lent)
     assert (bound.alias, bound.provider) == ("github", "github")
     assert bound.state == pb2.CONNECTION_STATE_ACTIVE
-    narrow = await bind(
-        credentials, customer, to, lent, alias="ci", scope_ceiling=["repo", "gist"], expire_time=FAR
-    )
-    assert list(narrow.scope_ceiling) == ["gist", "repo"]
-    assert narrow.expire_time == FAR
+    narrow = await bind(credentials, customer, to, lent, alias="ci", expire_time=FAR)
+    assert (list(narrow.scope_ceiling), narrow.expire_time) == ([], FAR)
     assert await listed(credentials, customer.key) == [narrow, bound]
     await unbind(credentials, customer, bound.binding_id)
     assert await listed(credentials, customer.key) == [narrow]
@@ -124,7 +121,7 @@ async def test_the_same_binding_again_changes_nothing_and_another_finds_the_alia
     one, two = [await connection(credentials, customer) for _ in range(2)]
     made = await asyncio.gather(*(bind(credentials, customer, to, one) for _ in range(5)))
     assert len({binding.binding_id for binding in made}) == 1
-    for other in ((two, {}), (one, {"scope_ceiling": ["repo"]}), (one, {"expire_time": FAR})):
+    for other in ((two, {}), (one, {"expire_time": FAR})):
         with expect_refused("ALREADY_EXISTS", "ALIAS_TAKEN") as refused:
             await bind(credentials, customer, to, other[0], **other[1])
         metadata = details(refused.value)[0].metadata
@@ -188,7 +185,7 @@ async def test_an_exclusive_connection_serves_one_and_names_its_holder_to_its_ow
             assert dict(info.metadata) == {"deployment_id": held.deployment_id}
     # Its holder may have it on other terms, but not twice.
     changed = await bind(
-        credentials, customer, held.deployment_id, lent, scope_ceiling=["repo"], replace=True
+        credentials, customer, held.deployment_id, lent, expire_time=FAR, replace=True
     )
     with expect_refused("FAILED_PRECONDITION", "CONNECTION_EXCLUSIVE"):
         await bind(credentials, customer, held.deployment_id, lent, alias="second")
@@ -225,6 +222,18 @@ async def test_a_binding_that_is_over_does_not_keep_its_alias(
     await age(mesh, over.binding_id)
     fresh = await bind(credentials, customer, to, lent)
     assert await listed(credentials, customer.key) == [fresh]
+
+
+async def test_a_ceiling_that_nobody_could_keep_is_refused(
+    mesh: Mesh, credentials: CredentialsServiceStub, customer: Customer
+) -> None:
+    to, key = await deployment(mesh, customer), pb2.ApiKey(key="k")
+    by_key = {"provider": "linear", "static_token": None, "api_key": key}
+    for fields in ({}, by_key):
+        lent = await connection(credentials, customer, **fields)
+        with expect_refused("FAILED_PRECONDITION", "SCOPE_CEILING"):
+            await bind(credentials, customer, to, lent, scope_ceiling=["read"])
+    assert await listed(credentials, customer.key) == []
 
 
 @pytest.mark.parametrize(

@@ -161,7 +161,8 @@ async def test_no_token_reaches_beyond_the_ceiling(own: Borrower, provider: Prov
     await own.bind(notes, "wide", scope_ceiling=["admin", "read", "write"])
     await own.bind(notes, "narrow", scope_ceiling=["admin", "read"])
     await own.bind(notes, "none", scope_ceiling=["admin"])
-    await own.bind(await own.static(), "unknown", scope_ceiling=["read"])
+    static = await own.bind(await own.static(), "unknown")
+    await own.execute("UPDATE bindings SET scope_ceiling = '{read}' WHERE binding_id = $1", static)
     wide, narrow = await own.token("wide"), await own.token("narrow")
     assert set(wide.scopes) == {"read", "write"}
     assert list(narrow.scopes) == ["read"]
@@ -181,6 +182,24 @@ async def test_a_provider_that_gives_more_than_was_asked_for_gives_nothing(
     assert await own.reason("narrow") == "SCOPE_CEILING"
 
 
+async def test_only_what_works_takes_the_place_of_what_is_lent(own: Borrower) -> None:
+    await own.bind(await own.static(token="works"), "chat")
+    waiting, ended = (await own.started()).connection.connection_id, await own.static()
+    await own.execute(
+        "UPDATE connections SET state = 'needs_reauthorization', state_reason = 'expired'"
+        " WHERE connection_id = $1",
+        ended,
+    )
+    with expect_refused("FAILED_PRECONDITION", "CONNECTION_NOT_ACTIVE"):
+        await own.bind(waiting, "chat", replace=True)
+    with expect_refused("FAILED_PRECONDITION", "CONNECTION_NEEDS_REAUTHORIZATION"):
+        await own.bind(ended, "chat", replace=True)
+    assert (await own.token("chat")).token == "works"
+    # Where nothing is lent there is nothing to lose, and terms change whatever the state.
+    await own.bind(waiting, "later")
+    await own.bind(waiting, "later", scope_ceiling=["read"], replace=True)
+
+
 async def test_a_connection_that_is_not_active_says_so(
     own: Borrower, provider: ProviderDouble
 ) -> None:
@@ -197,7 +216,9 @@ async def test_a_connection_that_is_not_active_says_so(
     assert await own.reason("waiting") == "CONNECTION_NOT_ACTIVE"
     refusal = await own.refusal("ended")
     assert reason(refusal) == "CONNECTION_NEEDS_REAUTHORIZATION"
-    assert "expired" in refusal.message
+    update = f"bulkhead connection update {ended} --token-file"
+    assert ("expired" in refusal.message, update in refusal.message) == (True, True)
+    assert "authorization" not in refusal.message
     assert not refusal.HasField("retry_after")
     refusal = await own.refusal("away")
     assert reason(refusal) == "PROVIDER_UNAVAILABLE"

@@ -113,7 +113,8 @@ class FencedRefresh:
         if not standing.renewable:
             if want.scope_key:
                 raise beyond_ceiling()
-            raise await self._outcomes.broken(want, fence, StateReason.EXPIRED)
+            kind = standing.kind
+            raise await self._outcomes.broken(want, fence, StateReason.EXPIRED, kind=kind)
         try:
             question = self._asking.question(standing, cipher, want.narrowed_to)
         except UnreadableError as error:

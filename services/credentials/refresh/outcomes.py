@@ -9,6 +9,7 @@ import structlog
 
 from services.credentials.domain import (
     LEAST_LIFETIME,
+    ConnectionKind,
     ConnectionState,
     Grant,
     GrantRefusedError,
@@ -93,7 +94,12 @@ class RefreshOutcomes:
         return await self.broken(want, fence, reason, str(error))
 
     async def broken(
-        self, want: Want, fence: Fence, reason: StateReason, why: str = ""
+        self,
+        want: Want,
+        fence: Fence,
+        reason: StateReason,
+        why: str = "",
+        kind: ConnectionKind = ConnectionKind.AUTHORIZATION_CODE,
     ) -> BulkheadError:
         """Returns what to tell of a connection that is of no use until it is authorized anew."""
         async with self._database.tenant(want.tenant_id) as db:
@@ -102,7 +108,7 @@ class RefreshOutcomes:
         structlog.get_logger().warning(
             "connection broken", connection_id=want.connection_id, reason=reason.value, why=why
         )
-        return needs_reauthorization(reason)
+        return needs_reauthorization(reason, kind, want.connection_id)
 
     async def put_off(
         self, question: Question, fence: Fence, error: ProviderError, *, spent_nothing: bool
