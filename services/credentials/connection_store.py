@@ -21,7 +21,10 @@ COLUMNS = (
     " state_at, scopes, client_id, generation, last_vended_at, created_at,"
     " coalesce(secret_expires_at, (SELECT token.expires_at FROM access_tokens AS token"
     " WHERE token.connection_id = connections.connection_id AND token.scope_key = ''))"
-    " AS token_expires_at"
+    " AS token_expires_at,"
+    " (SELECT max(waiting.expires_at) FROM authorizations AS waiting"
+    " WHERE waiting.connection_id = connections.connection_id AND waiting.expires_at > now())"
+    " AS authorization_expires_at"
 )
 
 
@@ -224,4 +227,5 @@ def read(row: asyncpg.Record) -> Connection:
         generation=row["generation"],
         last_vended_at=row["last_vended_at"],
         token_expires_at=row["token_expires_at"],
+        authorization_expires_at=row["authorization_expires_at"],
     )

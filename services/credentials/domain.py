@@ -83,6 +83,8 @@ class Connection:
     last_vended_at: datetime | None = None
     # Of the access token at hand.
     token_expires_at: datetime | None = None
+    # Until when a person can allow it; None: nobody is asked.
+    authorization_expires_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,6 +108,8 @@ async def test_a_person_allows_it_at_the_front_door(
     assert started.connection.state == AUTHORIZING
     assert started.connection.kind == pb2.CONNECTION_KIND_AUTHORIZATION_CODE
     assert started.expire_time.seconds > started.connection.create_time.seconds
+    waiting = await get(credentials, customer, started.connection.connection_id)
+    assert waiting.authorization_expire_time == started.expire_time
     query = parse_qs(urlsplit(started.authorization_url).query)
     assert query["redirect_uri"] == [AT_DOOR]
     assert query["code_challenge_method"] == ["S256"]
@@ -119,6 +121,7 @@ async def test_a_person_allows_it_at_the_front_door(
     assert (finished.provider_title, finished.connection_name) == ("Loopback", "Mia's notes")
     connection = await get(credentials, customer, started.connection.connection_id)
     assert (connection.state, connection.client_id) == (ACTIVE, "")
+    assert not connection.HasField("authorization_expire_time")
     assert list(connection.scopes) == ["read", "write"]
     assert connection.HasField("token_expire_time")
 

@@ -188,6 +188,7 @@ def connection_message(connection: Connection) -> pb2.Connection:
         last_vend_time=timestamp_if(connection.last_vended_at),
         token_expire_time=timestamp_if(connection.token_expires_at),
         client_id=connection.client_id or "",
+        authorization_expire_time=timestamp_if(connection.authorization_expires_at),
     )
 
 

@@ -109,8 +109,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_CONNECTION_NOT_ACTIVE: _ErrorReason.ValueType  # 56
     """Nobody has allowed it yet, or it is being deleted. FAILED_PRECONDITION."""
     ERROR_REASON_SCOPE_CEILING: _ErrorReason.ValueType  # 57
-    """The token can do more than the binding allows, and cannot be had with less.
-    PERMISSION_DENIED; metadata: `scopes`.
+    """The token can do more than the binding allows, and cannot be had with less. PERMISSION_DENIED;
+    metadata: `scopes`. Or nobody can ever tell, and nothing is bound: FAILED_PRECONDITION.
     """
     ERROR_REASON_PROVIDER_UNAVAILABLE: _ErrorReason.ValueType  # 58
     """The provider cannot be reached, or asks us to wait. UNAVAILABLE with RetryInfo."""
@@ -227,8 +227,8 @@ ERROR_REASON_CONNECTION_NEEDS_REAUTHORIZATION: ErrorReason.ValueType  # 55
 ERROR_REASON_CONNECTION_NOT_ACTIVE: ErrorReason.ValueType  # 56
 """Nobody has allowed it yet, or it is being deleted. FAILED_PRECONDITION."""
 ERROR_REASON_SCOPE_CEILING: ErrorReason.ValueType  # 57
-"""The token can do more than the binding allows, and cannot be had with less.
-PERMISSION_DENIED; metadata: `scopes`.
+"""The token can do more than the binding allows, and cannot be had with less. PERMISSION_DENIED;
+metadata: `scopes`. Or nobody can ever tell, and nothing is bound: FAILED_PRECONDITION.
 """
 ERROR_REASON_PROVIDER_UNAVAILABLE: ErrorReason.ValueType  # 58
 """The provider cannot be reached, or asks us to wait. UNAVAILABLE with RetryInfo."""

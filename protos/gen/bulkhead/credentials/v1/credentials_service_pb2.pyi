@@ -185,6 +185,7 @@ class Connection(_message.Message):
     LAST_VEND_TIME_FIELD_NUMBER: _builtins.int
     TOKEN_EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     CLIENT_ID_FIELD_NUMBER: _builtins.int
+    AUTHORIZATION_EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     connection_id: _builtins.str
     """`con_…`"""
     name: _builtins.str
@@ -216,6 +217,10 @@ class Connection(_message.Message):
     def token_expire_time(self) -> _timestamp_pb2.Timestamp:
         """When the access token at hand expires; unset when there is none or it does not."""
 
+    @_builtins.property
+    def authorization_expire_time(self) -> _timestamp_pb2.Timestamp:
+        """Until when a person can allow it; unset when no authorization is open."""
+
     def __init__(
         self,
         *,
@@ -233,10 +238,11 @@ class Connection(_message.Message):
         last_vend_time: _timestamp_pb2.Timestamp | None = ...,
         token_expire_time: _timestamp_pb2.Timestamp | None = ...,
         client_id: _builtins.str = ...,
+        authorization_expire_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "last_vend_time", b"last_vend_time", "state_time", b"state_time", "token_expire_time", b"token_expire_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["authorization_expire_time", b"authorization_expire_time", "create_time", b"create_time", "last_vend_time", b"last_vend_time", "state_time", b"state_time", "token_expire_time", b"token_expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_id", b"client_id", "connection_id", b"connection_id", "create_time", b"create_time", "exclusive", b"exclusive", "kind", b"kind", "last_vend_time", b"last_vend_time", "name", b"name", "parameters", b"parameters", "provider", b"provider", "scopes", b"scopes", "state", b"state", "state_reason", b"state_reason", "state_time", b"state_time", "token_expire_time", b"token_expire_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authorization_expire_time", b"authorization_expire_time", "client_id", b"client_id", "connection_id", b"connection_id", "create_time", b"create_time", "exclusive", b"exclusive", "kind", b"kind", "last_vend_time", b"last_vend_time", "name", b"name", "parameters", b"parameters", "provider", b"provider", "scopes", b"scopes", "state", b"state", "state_reason", b"state_reason", "state_time", b"state_time", "token_expire_time", b"token_expire_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1022,9 +1028,10 @@ class BindConnectionRequest(_message.Message):
     the provider's name.
     """
     replace: _builtins.bool
+    """An alias that is taken means this connection from now on, if it is active."""
     @_builtins.property
     def scope_ceiling(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """At most 100 scopes; empty: no ceiling."""
+        """At most 100 scopes; empty: no ceiling. None can be kept on static tokens and API keys."""
 
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
