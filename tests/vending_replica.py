@@ -13,7 +13,7 @@ from services.credentials.assembly import Needs, open_vending
 from services.credentials.domain import ConnectionKind, ConnectionState, Grant, OAuthClient
 from services.credentials.grants import keep_grant
 from services.credentials.lending import Asked
-from services.credentials.ports import VendRecord
+from services.credentials.ports import AuditRecord
 from services.credentials.providers.clients import load_clients
 from services.credentials.providers.files import load_catalogue
 from services.credentials.providers.gateway import HttpGateway
@@ -54,9 +54,9 @@ _ANSWER_SECONDS = 20.0
 class Ledger:
     """An audit trail in memory."""
 
-    records: list[VendRecord] = field(default_factory=list)
+    records: list[AuditRecord] = field(default_factory=list)
 
-    async def record(self, records: Sequence[VendRecord]) -> Sequence[bool]:
+    async def record(self, records: Sequence[AuditRecord]) -> Sequence[bool]:
         """Returns that each is written."""
         self.records += records
         return [True] * len(records)

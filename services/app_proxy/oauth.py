@@ -31,6 +31,9 @@ _MOST_STATE, _MOST_CODE = 256, 4_096
 _MOST_BODY = 16 * 1024
 _MOST_FIELDS = 30
 _DENIED = "access_denied"
+# What browsers say of our own form, and of what no page sent (W3C, Fetch Metadata). Origin says
+# nothing here: under our Referrer-Policy browsers send `null` for it.
+_OWN_SITES = frozenset({"same-origin", "none"})
 _FORM_TYPE = "application/x-www-form-urlencoded"
 
 
@@ -140,6 +143,8 @@ class OAuthCallback:
             case "GET" | "HEAD":
                 return await self._ask(_answered(request.url.query))
             case "POST":
+                if _is_foreign(request):
+                    return pages.foreign()
                 return await self._decide(_answered(await _form(request)))
             case _:
                 return pages.wrong_method()
@@ -176,6 +181,11 @@ def _refusal(error: BulkheadError) -> Page:
         case _:
             wait = error.retry_after.total_seconds() if error.retry_after else 1
             return pages.away(max(1, round(wait)))
+
+
+def _is_foreign(request: Request) -> bool:
+    """Whether a browser says that another site's page sent it; programs say nothing."""
+    return not _OWN_SITES.issuperset(request.headers.getlist("sec-fetch-site"))
 
 
 async def _form(request: Request) -> str:

@@ -189,6 +189,16 @@ def malformed() -> Page:
     )
 
 
+def foreign() -> Page:
+    """Returns that the answer came from another site's page, and so from nobody who was asked."""
+    return _message(
+        403,
+        "This did not come from our page",
+        "Another site sent it, so nothing was done. If you meant to answer, go back to where you"
+        " began and open the link from there.",
+    )
+
+
 def wrong_method() -> Page:
     """Returns that a page is read or sent, and nothing else."""
     told = "This page can be opened and confirmed, nothing else."

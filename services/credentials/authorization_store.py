@@ -11,7 +11,7 @@ from services.shared.postgres import Connection as DbConnection
 
 _AUTHORIZATION = (
     "authorization_id, tenant_id, connection_id, beneficiary, sealed_verifier, client_id,"
-    " sealed_client_secret, scopes, redirect_url"
+    " sealed_client_secret, scopes, redirect_url, sealed_key_digest"
 )
 
 
@@ -24,6 +24,7 @@ class NewRow:
     request_id: str
     request_digest: bytes = field(repr=False)
     key_id: KeyId
+    sealed_key_digest: bytes = field(repr=False)
     beneficiary: str
     state_digest: bytes = field(repr=False)
     sealed_verifier: bytes = field(repr=False)
@@ -48,6 +49,7 @@ class Authorization:
     sealed_client_secret: bytes | None = field(repr=False)
     scopes: tuple[str, ...]
     redirect_url: str
+    sealed_key_digest: bytes = field(repr=False)
 
 
 async def digest_of(db: DbConnection, tenant: TenantId, request_id: str) -> bytes | None:
@@ -74,9 +76,9 @@ async def put(db: DbConnection, tenant: TenantId, new: NewRow, life: timedelta) 
     expires_at: datetime = await db.fetchval(
         "INSERT INTO authorizations (authorization_id, tenant_id, connection_id, request_id,"
         " request_digest, key_id, beneficiary, state_digest, sealed_verifier, client_id,"
-        " sealed_client_secret, scopes, redirect_url, at_door, expires_at)"
-        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14,"
-        " now() + $15::interval) RETURNING expires_at",
+        " sealed_client_secret, scopes, redirect_url, at_door, sealed_key_digest,"
+        " expires_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15,"
+        " now() + $16::interval) RETURNING expires_at",
         new.authorization_id,
         tenant,
         new.connection_id,
@@ -91,6 +93,7 @@ async def put(db: DbConnection, tenant: TenantId, new: NewRow, life: timedelta) 
         list(new.scopes),
         new.redirect_url,
         new.at_door,
+        new.sealed_key_digest,
         life,
     )
     return expires_at
@@ -141,4 +144,5 @@ def _authorization(row: asyncpg.Record) -> Authorization:
         sealed_client_secret=row["sealed_client_secret"],
         scopes=tuple(row["scopes"]),
         redirect_url=row["redirect_url"],
+        sealed_key_digest=row["sealed_key_digest"],
     )

@@ -35,6 +35,7 @@ from services.shared.errors import (
     Reason,
 )
 from services.shared.ids import ConnectionId, KeyId, TenantId, new_connection_id, random_text
+from services.shared.keyformat import digest as digest_of_key
 from services.shared.postgres import Connection as DbConnection
 from services.shared.postgres import Database
 
@@ -205,12 +206,14 @@ class Authorizations:
         authorization_id = f"ath_{random_text()}"
         secret = terms.own.client_secret if terms.own is not None else ""
         place = client_secret_place(authorization_id)
+        presented = digest_of_key(asker.bearer.key)
         return store.NewRow(
             authorization_id=authorization_id,
             connection_id=terms.connection.connection_id,
             request_id=wanted.request_id,
             request_digest=digest,
             key_id=asker.key_id,
+            sealed_key_digest=cipher.seal(key_digest_place(authorization_id), presented.hex()),
             beneficiary=beneficiary,
             state_digest=state_digest(state),
             sealed_verifier=cipher.seal(verifier_place(authorization_id), verifier),
@@ -235,6 +238,11 @@ def verifier_place(authorization_id: str) -> Place:
 def client_secret_place(authorization_id: str) -> Place:
     """Returns where the secret of the tenant's own client belongs meanwhile."""
     return Place("authorizations", authorization_id, "sealed_client_secret")
+
+
+def key_digest_place(authorization_id: str) -> Place:
+    """Returns where the digest of the key belongs that began it, in hexadecimal."""
+    return Place("authorizations", authorization_id, "sealed_key_digest")
 
 
 def _default_scopes(provider: Provider) -> tuple[str, ...]:

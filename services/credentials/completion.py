@@ -10,12 +10,13 @@ from services.credentials import connection_store
 from services.credentials.authorization_store import Authorization
 from services.credentials.authorizations import (
     client_secret_place,
+    key_digest_place,
     state_digest,
     verifier_place,
 )
 from services.credentials.domain import GOING, Connection, Grant, OAuthClient, ProviderError
 from services.credentials.grants import keep_grant
-from services.credentials.ports import Gateway
+from services.credentials.ports import Act, AuditRecord, AuditTrail, Gateway, Keys
 from services.credentials.providers.catalogue import Catalogue, Provider
 from services.credentials.providers.clients import OperatorClients
 from services.credentials.providers.refusals import told
@@ -39,6 +40,14 @@ class Asked:
     scopes: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Which call ends an authorization at the front door."""
+
+    peer: str
+    trace_id: str
+
+
 class Completion:
     """Ends authorizations. A state works once, whatever comes of it.
 
@@ -53,21 +62,31 @@ class Completion:
         catalogue: Catalogue,
         operators: OperatorClients,
         gateway: Gateway,
+        keys: Keys,
+        trail: AuditTrail,
     ) -> None:
         self._database = database
         self._data_keys = data_keys
         self._catalogue = catalogue
         self._operators = operators
         self._gateway = gateway
+        self._keys = keys
+        self._trail = trail
 
     async def describe(self, state: str) -> Asked:
         """Returns what the front door tells the person about the state; it stays as good.
 
         Raises:
-            NotFoundError: unknown, used, expired, or not for the front door.
+            NotFoundError: unknown, used, expired, not for the front door, or the key that began it
+                is not valid any more (P-37).
+            UnavailableError: auth or the database is away.
         """
         authorization = await self._at_door(state)
-        return await self._asked(authorization)
+        asked = await self._asked(authorization)
+        cipher = await cipher_of(self._data_keys, authorization.tenant_id)
+        if await self._keys.resolve(_key_digest(cipher, authorization)) is None:
+            raise NotFoundError("authorization")
+        return asked
 
     async def complete(self, tenant: TenantId, key_id: KeyId, state: str, code: str) -> Connection:
         """Returns the connection, active with what the provider granted for the code.
@@ -84,17 +103,23 @@ class Completion:
             raise NotFoundError("authorization")
         return await self._exchange(cipher, authorization, code)
 
-    async def finish(self, state: str, code: str) -> Asked:
+    async def finish(self, origin: Origin, state: str, code: str) -> Asked:
         """Ends it for the person at the front door; an empty code: somebody said no.
 
+        It is in the tenant's audit log before anything is done (P-33), and before the state is used
+        up: while nothing can be written, the link stays as good.
+
         Raises:
-            NotFoundError: unknown, used, expired, or not for the front door.
+            NotFoundError: unknown, used, expired, not for the front door, or the key that began it
+                is not valid any more (P-37).
             FailedPreconditionError: the provider refused; the connection is as it was.
-            UnavailableError: the provider gave no answer; a person has to start again.
+            UnavailableError: it cannot be written down, and nothing was done; or the provider gave
+                no answer, and a person has to start again.
         """
         seen = await self._at_door(state)
         asked = await self._asked(seen)
         cipher = await cipher_of(self._data_keys, seen.tenant_id)
+        await self._record(origin, cipher, seen)
         # The state alone says whose it is: no key comes with it.
         async with self._database.service() as db:
             authorization = await store.consume_at_door(db, state_digest(state))
@@ -103,6 +128,29 @@ class Completion:
         if code:
             await self._exchange(cipher, authorization, code)
         return asked
+
+    async def _record(
+        self, origin: Origin, cipher: TenantCipher, authorization: Authorization
+    ) -> None:
+        """Returns once it is written down, with the key that began it."""
+        record = AuditRecord(
+            act=Act.FINISH_AUTHORIZATION,
+            key_digest=_key_digest(cipher, authorization),
+            peer=origin.peer,
+            resources={
+                "connection": authorization.connection_id,
+                "authorization": authorization.authorization_id,
+            },
+            trace_id=origin.trace_id,
+        )
+        try:
+            written = await self._trail.record([record])
+        except UnavailableError as error:
+            raise UnavailableError(
+                "the audit log cannot be written, so nothing was done", Reason.AUDIT_UNAVAILABLE
+            ) from error
+        if list(written) != [True]:
+            raise NotFoundError("authorization")
 
     async def _at_door(self, state: str) -> Authorization:
         # The state alone says whose it is: no key comes with it.
@@ -215,6 +263,15 @@ class Completion:
                     error=type(error).__name__,
                 )
             return
+
+
+def _key_digest(cipher: TenantCipher, authorization: Authorization) -> bytes:
+    """Returns the SHA-256 of the key that began it."""
+    place = key_digest_place(authorization.authorization_id)
+    try:
+        return bytes.fromhex(cipher.open(place, authorization.sealed_key_digest))
+    except UnreadableError as error:
+        raise unreadable() from error
 
 
 def _opened(cipher: TenantCipher, authorization: Authorization) -> tuple[OAuthClient | None, str]:

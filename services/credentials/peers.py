@@ -7,14 +7,14 @@ from bulkhead.auth.v1 import auth_service_pb2 as auth_pb2
 from bulkhead.auth.v1.auth_service_pb2_grpc import AuthServiceStub
 from opentelemetry import trace
 
-from services.credentials.ports import Bearer, VendRecord
+from services.credentials.ports import AuditRecord, Bearer
 from services.shared.errors import PermissionDeniedError, UnauthenticatedError
 from services.shared.ids import ConnectionId, DeploymentId
 from services.shared.keyformat import digest
 from services.shared.principal import Caller
 from services.shared.status import translated
 
-_VEND = "bulkhead.credentials.v1.CredentialsService/Vend"
+_SERVICE = "bulkhead.credentials.v1.CredentialsService"
 
 
 class AuthRegistry:
@@ -65,12 +65,12 @@ class AuthAuditTrail:
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._stub = AuthServiceStub(channel)
 
-    async def record(self, records: Sequence[VendRecord]) -> Sequence[bool]:
+    async def record(self, records: Sequence[AuditRecord]) -> Sequence[bool]:
         """Returns whether each is written; see `AuditTrail`."""
         events = [
             auth_pb2.NewAuditEvent(
                 key_digest=record.key_digest,
-                method=_VEND,
+                method=f"{_SERVICE}/{record.act}",
                 peer=record.peer,
                 resources=dict(record.resources),
                 reason=record.purpose,

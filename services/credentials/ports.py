@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Protocol
 
 from services.credentials.domain import Grant, OAuthClient
 from services.credentials.providers.catalogue import Provider
 from services.shared.ids import ConnectionId, DeploymentId
+from services.shared.principal import Principal
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,27 +42,48 @@ class Registry(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class VendRecord:
-    """One vend on its way into the audit log of the key's tenant."""
+class Keys(Protocol):
+    """auth: whose keys are valid (P-37)."""
 
-    # SHA-256 of the presented key.
+    async def resolve(self, key_digest: bytes) -> Principal | None:
+        """Returns whose key has the SHA-256 digest; None when no valid key has.
+
+        Raises:
+            UnavailableError: that cannot be found out now.
+        """
+        ...
+
+
+class Act(StrEnum):
+    """The methods that write into the audit log themselves, by their names."""
+
+    VEND = "Vend"
+    FINISH_AUTHORIZATION = "FinishAuthorization"
+
+
+@dataclass(frozen=True, slots=True)
+class AuditRecord:
+    """One event on its way into the audit log of the key's tenant."""
+
+    act: Act
+    # SHA-256 of the key it is done with.
     key_digest: bytes = field(repr=False)
     peer: str
-    # Ids by kind: deployment, binding, connection, token.
+    # Ids by kind: deployment, binding, connection, token, authorization.
     resources: Mapping[str, str]
-    purpose: str
     trace_id: str
+    # What the caller gave as its reason.
+    purpose: str = ""
 
 
 class AuditTrail(Protocol):
-    """Where vends are written down before they leave (P-33)."""
+    """Where it is written down what is done, before it is done (P-33)."""
 
-    async def record(self, records: Sequence[VendRecord]) -> Sequence[bool]:
+    async def record(self, records: Sequence[AuditRecord]) -> Sequence[bool]:
         """Returns, in order, whether each is written; False: its key is not valid any more.
 
         Raises:
-            UnavailableError: they cannot be written now, so nothing may be vended.
+            UnavailableError: they cannot be written now, so nothing of it may be done.
         """
         ...
 

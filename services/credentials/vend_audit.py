@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from services.credentials.ports import AuditTrail, VendRecord
+from services.credentials.ports import AuditRecord, AuditTrail
 from services.shared.coalesce import Coalescer
 from services.shared.crypto import TenantCipher
 from services.shared.errors import Reason, UnauthenticatedError, UnavailableError
@@ -17,7 +17,7 @@ _FINGERPRINT_LENGTH = 32
 class _Call:
     """The vends of one call: they leave together, or none does."""
 
-    records: Sequence[VendRecord]
+    records: Sequence[AuditRecord]
 
 
 class VendAudit:
@@ -29,7 +29,7 @@ class VendAudit:
             self._written, most=_MOST_RECORDS, weigh=lambda call: len(call.records)
         )
 
-    async def record(self, records: Sequence[VendRecord]) -> None:
+    async def record(self, records: Sequence[AuditRecord]) -> None:
         """Returns once every one of the call's vends is written.
 
         Raises:

@@ -9,7 +9,7 @@ from services.credentials import vend_store as store
 from services.credentials.domain import LEAST_LIFETIME
 from services.credentials.last_vends import LastVends
 from services.credentials.lending import Asked, Lent, check_named, choose
-from services.credentials.ports import VendRecord
+from services.credentials.ports import Act, AuditRecord
 from services.credentials.refusals import away, not_active
 from services.credentials.sealing import unreadable
 from services.credentials.supply import Outcome, Supply
@@ -131,9 +131,10 @@ def _outcomes(choices: Sequence[_Choice], supplied: dict[_Source, Outcome]) -> l
 
 def _records(
     presented: Presented, items: Sequence[Asked], outcomes: Sequence[Outcome]
-) -> list[VendRecord]:
+) -> list[AuditRecord]:
     return [
-        VendRecord(
+        AuditRecord(
+            act=Act.VEND,
             key_digest=presented.key_digest,
             peer=presented.peer,
             resources=_resources(presented.principal, outcome),

@@ -169,6 +169,31 @@ async def test_a_person_cancels_and_the_link_is_of_no_use_any_more(
     assert found == pb2.CONNECTION_STATE_AUTHORIZING
 
 
+@pytest.mark.promise("P-22")
+@pytest.mark.parametrize("site", ["cross-site", "same-site", "Same-Origin, none", ""])
+@pytest.mark.parametrize("decision", ["allow", "cancel"])
+async def test_an_answer_that_another_sites_page_sends_is_refused_and_uses_nothing_up(
+    credentials: CredentialsServiceStub,
+    customer: Customer,
+    browser: httpx.AsyncClient,
+    site: str,
+    decision: str,
+) -> None:
+    connection_id, state, code = await start(credentials, customer)
+    form = {"state": state, "code": code}
+    sent = {"sec-fetch-site": site, "origin": "null"}
+    foreign = await browser.post(PATH, data=form | {"decision": decision}, headers=sent)
+    assert (foreign.status_code, heading(foreign)) == (403, "This did not come from our page")
+    found = await state_of(credentials, customer, connection_id)
+    assert found == pb2.CONNECTION_STATE_AUTHORIZING
+    # The redirect itself comes from the provider's site.
+    assert (await browser.get(PATH, params=form, headers=sent)).status_code == 200
+    for own in ("same-origin", "none"):
+        sent = {"sec-fetch-site": own, "origin": "null"}
+        answered = await browser.post(PATH, data=form | {"decision": "allow"}, headers=sent)
+        assert answered.status_code == (200 if own == "same-origin" else 404)
+
+
 @pytest.mark.parametrize(
     ("error", "said"),
     [

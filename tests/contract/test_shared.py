@@ -79,6 +79,24 @@ def test_text_that_cannot_be_shown_is_refused(value: str) -> None:
         text("name", value, most=10)
 
 
+@pytest.mark.parametrize(
+    "invisible",
+    [
+        *("\u034f", "\u115f", "\u1160", "\u17b4", "\u180b", "\u2800"),
+        *("\u3164", "\ufe0f", "\uffa0", "\U000e0100"),
+    ],
+)
+def test_text_of_which_nothing_can_be_seen_is_empty(invisible: str) -> None:
+    assert invisible.isprintable()
+    for value in (invisible, f" {invisible} {invisible}\u3164 "):
+        with pytest.raises(InvalidFieldError, match="must not be empty"):
+            text("name", value, most=10)
+        assert text("note", value, least=0, most=10) == value.strip()
+    # Beside what can be seen it belongs to it, as in an emoji.
+    for value in (f"a{invisible}", f"{invisible}\u2764"):
+        assert text("name", value, most=10) == value
+
+
 async def test_concurrent_calls_travel_together_and_each_gets_its_own_answer() -> None:
     batches: list[int] = []
 

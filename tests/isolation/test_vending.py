@@ -11,7 +11,7 @@ from bulkhead.auth.v1.auth_service_pb2_grpc import AuthServiceStub
 from bulkhead.credentials.v1 import credentials_service_pb2 as pb2
 
 from services.credentials.domain import LEAST_LIFETIME
-from services.credentials.ports import VendRecord
+from services.credentials.ports import AuditRecord
 from services.credentials.refresh.terms import RefreshPoint
 from services.credentials.settings import Settings
 from services.shared.errors import (
@@ -165,7 +165,7 @@ class Refusing(Ledger):
 
     away: bool = True
 
-    async def record(self, records: Sequence[VendRecord]) -> Sequence[bool]:
+    async def record(self, records: Sequence[AuditRecord]) -> Sequence[bool]:
         """Returns that none is written, or says that it is away."""
         if self.away:
             raise UnavailableError("auth is away")

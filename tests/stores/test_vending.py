@@ -57,8 +57,8 @@ async def test_what_ended_a_day_ago_is_forgotten(own: Replica, lent: Lease) -> N
         await own.execute(
             "INSERT INTO authorizations (authorization_id, tenant_id, connection_id, request_id,"
             " request_digest, key_id, beneficiary, state_digest, sealed_verifier, scopes,"
-            " redirect_url, at_door, expires_at)"
-            " VALUES ($1, $2, $3, $1, '', '', '', $4, '', '{}', '', false,"
+            " redirect_url, at_door, sealed_key_digest, expires_at)"
+            " VALUES ($1, $2, $3, $1, '', '', '', $4, '', '{}', '', false, '',"
             " now() - make_interval(hours => $5))",
             random_text(),
             lent.tenant_id,

@@ -149,8 +149,9 @@ CREATE TABLE authorizations (
     connection_id    text NOT NULL,
     request_id       text NOT NULL,
     request_digest   bytea NOT NULL,
-    -- The key that began it.
+    -- The key that began it, and its SHA-256, by which auth knows whether it is still valid.
     key_id           text NOT NULL,
+    sealed_key_digest sealed NOT NULL,
     -- Who the person at the redirect is told will have the grant.
     beneficiary      text NOT NULL,
     -- SHA-256 of 256 random bits.

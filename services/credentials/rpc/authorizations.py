@@ -6,6 +6,7 @@ from typing import Any
 from bulkhead.credentials.v1 import credentials_service_pb2 as pb2
 
 from services.credentials.authorizations import Asker
+from services.credentials.completion import Origin
 from services.credentials.domain import OAuthClient
 from services.credentials.rpc.messages import (
     caller_key,
@@ -15,6 +16,7 @@ from services.credentials.rpc.messages import (
     read_name,
     read_request_id,
     timestamp_if,
+    trace_id,
 )
 from services.credentials.rpc.part import Part
 from services.credentials.wanted import (
@@ -25,7 +27,7 @@ from services.credentials.wanted import (
     read_secret,
 )
 from services.shared.errors import InvalidFieldError, NotFoundError
-from services.shared.principal import current_principal
+from services.shared.principal import current_caller, current_principal
 
 _MOST_CODE_LENGTH = 4_096
 # 256 random bits in base64url.
@@ -73,10 +75,14 @@ class AuthorizationsRpc(Part):
         self, request: pb2.FinishAuthorizationRequest, context: Any
     ) -> pb2.FinishAuthorizationResponse:
         code = read_secret("code", request.code, least=0, most=_MOST_CODE_LENGTH)
-        finished = await self._service.completion.finish(_state(request.state), code)
+        finished = await self._service.completion.finish(_origin(), _state(request.state), code)
         return pb2.FinishAuthorizationResponse(
             provider_title=finished.provider_title, connection_name=finished.connection_name
         )
+
+
+def _origin() -> Origin:
+    return Origin(current_caller().peer, trace_id())
 
 
 def _state(value: str) -> str:

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 
 from bulkhead.credentials.v1 import credentials_service_pb2 as pb2
 from google.protobuf.timestamp_pb2 import Timestamp
+from opentelemetry import trace
 
 from services.credentials.domain import (
     MOST_NAME_LENGTH,
@@ -159,6 +160,12 @@ def caller_key() -> Bearer:
     if key is None:
         raise UnauthenticatedError
     return Bearer(key)
+
+
+def trace_id() -> str:
+    """Returns the W3C trace id of the call being served, 32 hex digits; empty without one."""
+    context = trace.get_current_span().get_span_context()
+    return trace.format_trace_id(context.trace_id) if context.is_valid else ""
 
 
 def timestamp_if(at: datetime | None) -> Timestamp | None:

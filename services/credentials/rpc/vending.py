@@ -5,10 +5,10 @@ from typing import Any
 
 from bulkhead.common.v1 import error_reason_pb2
 from bulkhead.credentials.v1 import credentials_service_pb2 as pb2
-from opentelemetry import trace
 
 from services.credentials.lending import Asked
 from services.credentials.providers.injection import MOST_SECRET_LENGTH
+from services.credentials.rpc.messages import trace_id
 from services.credentials.rpc.part import Part
 from services.credentials.supply import Outcome
 from services.credentials.vended import Vended
@@ -45,14 +45,14 @@ class VendingRpc(Part):
 
 
 def _presented() -> Presented:
-    caller, context = current_caller(), trace.get_current_span().get_span_context()
+    caller = current_caller()
     if caller.bearer is None:
         raise UnauthenticatedError
     return Presented(
         principal=current_principal(),
         key_digest=digest(caller.bearer),
         peer=caller.peer,
-        trace_id=trace.format_trace_id(context.trace_id) if context.is_valid else "",
+        trace_id=trace_id(),
     )
 
 

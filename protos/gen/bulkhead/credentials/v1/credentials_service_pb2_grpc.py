@@ -205,14 +205,16 @@ class CredentialsServiceServicer:
 
     def DescribeAuthorization(self, request, context):
         """What a person at the redirect is asked to allow, and to whom. The state, which is secret and
-        works once, stands for the key that began it.
+        works once, stands for the key that began it, while that is valid.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def FinishAuthorization(self, request, context):
-        """Completes, or gives up, an authorization for the person at the redirect.
+        """Completes, or gives up, an authorization for the person at the redirect, as the key that began
+        it: when that is not valid any more, NOT_FOUND. It is in the audit log of the key's tenant before
+        anything is done.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

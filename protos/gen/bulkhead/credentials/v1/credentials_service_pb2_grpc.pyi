@@ -43,10 +43,13 @@ class CredentialsServiceStub:
     """
     DescribeAuthorization: _aio.UnaryUnaryMultiCallable[_credentials_service_pb2.DescribeAuthorizationRequest, _credentials_service_pb2.DescribeAuthorizationResponse]
     """What a person at the redirect is asked to allow, and to whom. The state, which is secret and
-    works once, stands for the key that began it.
+    works once, stands for the key that began it, while that is valid.
     """
     FinishAuthorization: _aio.UnaryUnaryMultiCallable[_credentials_service_pb2.FinishAuthorizationRequest, _credentials_service_pb2.FinishAuthorizationResponse]
-    """Completes, or gives up, an authorization for the person at the redirect."""
+    """Completes, or gives up, an authorization for the person at the redirect, as the key that began
+    it: when that is not valid any more, NOT_FOUND. It is in the audit log of the key's tenant before
+    anything is done.
+    """
     BindConnection: _aio.UnaryUnaryMultiCallable[_credentials_service_pb2.BindConnectionRequest, _credentials_service_pb2.BindConnectionResponse]
     """Lends a connection to a deployment, under an alias. With `replace`, an alias that is taken
     changes to the connection in one step. The same binding again changes nothing.
@@ -159,7 +162,7 @@ class CredentialsServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_credentials_service_pb2.DescribeAuthorizationRequest, _abc.Awaitable[_credentials_service_pb2.DescribeAuthorizationResponse]],
     ) -> _abc.Awaitable[_credentials_service_pb2.DescribeAuthorizationResponse]:
         """What a person at the redirect is asked to allow, and to whom. The state, which is secret and
-        works once, stands for the key that began it.
+        works once, stands for the key that began it, while that is valid.
         """
 
     @_abc_1.abstractmethod
@@ -168,7 +171,10 @@ class CredentialsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _credentials_service_pb2.FinishAuthorizationRequest,
         context: _aio.ServicerContext[_credentials_service_pb2.FinishAuthorizationRequest, _abc.Awaitable[_credentials_service_pb2.FinishAuthorizationResponse]],
     ) -> _abc.Awaitable[_credentials_service_pb2.FinishAuthorizationResponse]:
-        """Completes, or gives up, an authorization for the person at the redirect."""
+        """Completes, or gives up, an authorization for the person at the redirect, as the key that began
+        it: when that is not valid any more, NOT_FOUND. It is in the audit log of the key's tenant before
+        anything is done.
+        """
 
     @_abc_1.abstractmethod
     def BindConnection(
