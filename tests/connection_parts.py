@@ -5,21 +5,25 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 
+from bulkhead.auth.v1.auth_service_pb2_grpc import AuthServiceStub
+
+from services.credentials.completion import Completion
 from services.credentials.connections import Connections
 from services.credentials.deletion import Deletion, Revoker
 from services.credentials.domain import OAuthClient
-from services.credentials.peers import AuthRegistry
+from services.credentials.peers import AuthAuditTrail, AuthRegistry
 from services.credentials.ports import Bearer, Registry
 from services.credentials.providers.catalogue import Catalogue, Provider
 from services.credentials.providers.clients import OperatorClients, load_clients
 from services.credentials.providers.files import load_catalogue
 from services.credentials.providers.gateway import HttpGateway
 from services.credentials.providers.outbound import open_outbound
-from services.credentials.providers.places import Places
+from services.credentials.providers.places import Places, full
 from services.credentials.refresh.locks import RefreshLocks
 from services.credentials.settings import Settings
 from services.shared.data_keys import DataKeys
 from services.shared.ids import ConnectionId, DeploymentId, TenantId
+from services.shared.key_resolver import KeyResolver
 from services.shared.keyring import open_keyring
 from services.shared.postgres import Connection, Database, open_database
 from tests.databases import SERVICES
@@ -92,6 +96,15 @@ class RecordingPlaces(Places):
             yield
 
 
+class FullPlaces(Places):
+    """Places for calls, all of them taken."""
+
+    @asynccontextmanager
+    async def take(self, *_: object) -> AsyncIterator[None]:
+        raise full()
+        yield
+
+
 class RecordingGateway(HttpGateway):
     """The gateway, and what it was asked to revoke."""
 
@@ -148,6 +161,19 @@ class Parts:
             registry or self.registry,
             self.places,
             per_tenant=most,
+        )
+
+    def completion(self, places: Places) -> Completion:
+        auth = self.mesh.channel("auth", "credentials")
+        return Completion(
+            self.database,
+            self.data_keys,
+            self.catalogue,
+            self.operators,
+            self.gateway,
+            KeyResolver(AuthServiceStub(auth)),
+            AuthAuditTrail(auth),
+            places,
         )
 
     @property

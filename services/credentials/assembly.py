@@ -9,11 +9,11 @@ from services.credentials.last_vends import LastVends
 from services.credentials.ports import AuditTrail, Gateway
 from services.credentials.providers.catalogue import Catalogue
 from services.credentials.providers.clients import OperatorClients
+from services.credentials.providers.places import Places
 from services.credentials.refresh.asking import Asking
 from services.credentials.refresh.fenced import FencedRefresh
 from services.credentials.refresh.flights import Refreshes, open_refreshes
 from services.credentials.refresh.locks import RefreshLocks
-from services.credentials.providers.places import Places
 from services.credentials.refresh.terms import Pace, RefreshObserver
 from services.credentials.settings import Settings
 from services.credentials.supply import Supply

@@ -119,6 +119,21 @@ async def consume_at_door(db: DbConnection, state_digest: bytes) -> Authorizatio
     return None if row is None else _authorization(row)
 
 
+async def peek(
+    db: DbConnection, tenant: TenantId, key_id: KeyId, state_digest: bytes
+) -> Authorization | None:
+    """Returns what the state stands for, when the tenant's key began it."""
+    row = await db.fetchrow(
+        f"SELECT {_AUTHORIZATION} FROM authorizations"  # noqa: S608 columns
+        " WHERE tenant_id = $1 AND key_id = $2 AND state_digest = $3"
+        " AND NOT at_door AND expires_at > now()",
+        tenant,
+        key_id,
+        state_digest,
+    )
+    return None if row is None else _authorization(row)
+
+
 async def consume(
     db: DbConnection, tenant: TenantId, key_id: KeyId, state_digest: bytes
 ) -> Authorization | None:

@@ -1,5 +1,7 @@
 """The end of an authorization: a state is used up, then its code is exchanged, then it is kept."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -19,6 +21,7 @@ from services.credentials.grants import keep_grant
 from services.credentials.ports import Act, AuditRecord, AuditTrail, Gateway, Keys
 from services.credentials.providers.catalogue import Catalogue, Provider
 from services.credentials.providers.clients import OperatorClients
+from services.credentials.providers.places import PATIENCE, Places
 from services.credentials.providers.refusals import told
 from services.credentials.sealing import cipher_of, sealed_client_secret, unreadable
 from services.shared.crypto import TenantCipher, UnreadableError
@@ -64,6 +67,7 @@ class Completion:
         gateway: Gateway,
         keys: Keys,
         trail: AuditTrail,
+        places: Places,
     ) -> None:
         self._database = database
         self._data_keys = data_keys
@@ -72,6 +76,7 @@ class Completion:
         self._gateway = gateway
         self._keys = keys
         self._trail = trail
+        self._places = places
 
     async def describe(self, state: str) -> Asked:
         """Returns what the front door tells the person about the state; it stays as good.
@@ -98,10 +103,15 @@ class Completion:
         """
         cipher = await cipher_of(self._data_keys, tenant)
         async with self._database.tenant(tenant) as db:
-            authorization = await store.consume(db, tenant, key_id, state_digest(state))
-        if authorization is None:
+            seen = await store.peek(db, tenant, key_id, state_digest(state))
+        if seen is None:
             raise NotFoundError("authorization")
-        return await self._exchange(cipher, authorization, code)
+        async with self._place(seen):
+            async with self._database.tenant(tenant) as db:
+                authorization = await store.consume(db, tenant, key_id, state_digest(state))
+            if authorization is None:
+                raise NotFoundError("authorization")
+            return await self._exchange(cipher, authorization, code)
 
     async def finish(self, origin: Origin, state: str, code: str) -> Asked:
         """Ends it for the person at the front door; an empty code: somebody said no.
@@ -119,15 +129,23 @@ class Completion:
         seen = await self._at_door(state)
         asked = await self._asked(seen)
         cipher = await cipher_of(self._data_keys, seen.tenant_id)
-        await self._record(origin, cipher, seen)
-        # The state alone says whose it is: no key comes with it.
-        async with self._database.service() as db:
-            authorization = await store.consume_at_door(db, state_digest(state))
-        if authorization is None:
-            raise NotFoundError("authorization")
-        if code:
-            await self._exchange(cipher, authorization, code)
+        async with self._place(seen):
+            await self._record(origin, cipher, seen)
+            # The state alone says whose it is: no key comes with it.
+            async with self._database.service() as db:
+                authorization = await store.consume_at_door(db, state_digest(state))
+            if authorization is None:
+                raise NotFoundError("authorization")
+            if code:
+                await self._exchange(cipher, authorization, code)
         return asked
+
+    @asynccontextmanager
+    async def _place(self, authorization: Authorization) -> AsyncIterator[None]:
+        """Keeps a place at the provider: a state that would have to wait is not used up for it."""
+        connection, _ = await self._connection(authorization)
+        async with self._places.take(authorization.tenant_id, connection.provider, PATIENCE):
+            yield
 
     async def _record(
         self, origin: Origin, cipher: TenantCipher, authorization: Authorization

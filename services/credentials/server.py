@@ -130,7 +130,7 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
                 per_tenant=settings.connections_per_tenant,
             ),
             completion=Completion(
-                database, data_keys, catalogue, operators, gateway, resolver, trail
+                database, data_keys, catalogue, operators, gateway, resolver, trail, places
             ),
             bindings=Bindings(database, registry, per_deployment=settings.bindings_per_deployment),
             webhooks=webhooks,

@@ -9,8 +9,10 @@ import pytest
 from bulkhead.credentials.v1 import credentials_service_pb2 as pb2
 
 from services.credentials.bindings import Bindings, WantedBinding
+from services.credentials.completion import Origin
 from services.credentials.domain import ConnectionKind, OAuthClient
 from services.credentials.ports import Bearer
+from services.credentials.providers.places import Places
 from services.credentials.wanted import KeptSecret, NewConnection, OwnClient
 from services.shared.errors import (
     BulkheadError,
@@ -18,16 +20,18 @@ from services.shared.errors import (
     NotFoundError,
     UnavailableError,
 )
-from services.shared.ids import ConnectionId, DeploymentId, TenantId
+from services.shared.ids import ConnectionId, DeploymentId, KeyId, TenantId
 from tests.connection_parts import (
     PATIENCE,
     FailingRegistry,
+    FullPlaces,
     Parts,
     connection_parts,
 )
 from tests.lending import Lender, below
 from tests.mesh import Mesh, bearer, fresh_id
 from tests.provider_double import ProviderDouble
+from tests.providers import OWN_REDIRECT, allowed
 from tests.refusals import expect_refused
 
 
@@ -104,6 +108,31 @@ async def test_a_client_is_proved_from_one_of_its_tenants_places(
     wanted = replace(new("r"), provider="loopback", credential=client)
     await parts.connections().create(tenant, key, wanted)
     assert parts.places.taken == [(tenant, "loopback")]
+
+
+@pytest.mark.promise("P-38")
+@pytest.mark.parametrize("redirect", ["", OWN_REDIRECT], ids=["front door", "own"])
+async def test_a_state_that_has_to_wait_for_a_place_is_not_used_up(
+    parts: Parts, lender: Lender, redirect: str
+) -> None:
+    started = await lender.credentials.StartAuthorization(
+        pb2.StartAuthorizationRequest(
+            request_id=fresh_id(), provider="loopback", name="n", redirect_url=redirect
+        ),
+        metadata=bearer(lender.customer.key),
+    )
+    state, code = await allowed(started.authorization_url)
+    tenant, key = TenantId(lender.customer.tenant_id), KeyId(lender.customer.key_id)
+
+    async def end(places: Places) -> object:
+        completion = parts.completion(places)
+        if redirect:
+            return await completion.complete(tenant, key, state, code)
+        return await completion.finish(Origin("app_proxy", ""), state, code)
+
+    with pytest.raises(UnavailableError):
+        await end(FullPlaces(1))
+    assert await end(Places(4))
 
 
 async def results(*calls: Any) -> tuple[list[Any], list[BaseException]]:

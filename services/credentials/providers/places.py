@@ -6,11 +6,13 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from weakref import WeakValueDictionary
 
-from services.credentials.refusals import busy
+from services.credentials.refusals import away
+from services.shared.errors import UnavailableError
 from services.shared.ids import TenantId
 
 # How long a caller waits for a place; a refresh, which many wait for, waits longer.
 PATIENCE = timedelta(seconds=5)
+_AGAIN = timedelta(seconds=1)
 
 
 class Places:
@@ -49,7 +51,9 @@ class Places:
                     taken.append(semaphore)
         except TimeoutError as error:
             _give_back(taken)
-            raise busy() from error
+            raise away(
+                _AGAIN, "too many calls to this provider are under way; try again"
+            ) from error
         except BaseException:
             _give_back(taken)
             raise
@@ -60,6 +64,11 @@ class Places:
 
     def _share(self, name: str, most: int) -> asyncio.Semaphore:
         return self._held.setdefault(name, asyncio.Semaphore(most))
+
+
+def full() -> UnavailableError:
+    """Returns what is told to whoever would have to wait for a place for too long."""
+    return away(_AGAIN, "too many calls to this provider are under way; try again")
 
 
 def _give_back(taken: list[asyncio.Semaphore]) -> None:

@@ -9,9 +9,9 @@ from datetime import timedelta
 import structlog
 from opentelemetry import metrics
 
+from services.credentials.providers.places import Places
 from services.credentials.refresh.fenced import FencedRefresh
 from services.credentials.refresh.locks import RefreshLocks
-from services.credentials.providers.places import Places
 from services.credentials.refresh.terms import Fresh, Pace, Want
 from services.credentials.refusals import beyond_ceiling, busy
 from services.shared.clock import SteadyClock, steady_seconds
