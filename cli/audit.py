@@ -146,8 +146,8 @@ def _request(method: str, by: str, about: str, since: str, until: str) -> pb.Lis
         method=_full(method),
         key_id=by,
         resource_id=about,
-        start_time=past(since) if since else None,
-        end_time=past(until) if until else None,
+        start_time=past(since, "--since") if since else None,
+        end_time=past(until, "--until") if until else None,
     )
 
 

@@ -1,10 +1,8 @@
 """The command `bulkhead connection authorize`: a person allows it, and the terminal waits."""
 
-import asyncio
 import uuid
 from typing import Annotated
 
-import grpc
 import typer
 from bulkhead.credentials.v1 import credentials_service_pb2 as pb
 
@@ -14,15 +12,17 @@ from cli.connection_options import (
     ClientSecretFile,
     Exclusive,
     Parameters,
+    RequestId,
     Scopes,
-    connection_text,
     named_values,
 )
-from cli.options import CALL_SECONDS, Api, Json, KeyFile, RequestId, Timeout
-from cli.refusal import Refusal
+from cli.connection_refusals import in_own_words
+from cli.connection_table import connection_text
+from cli.options import CALL_SECONDS, Api, Json, KeyFile, Timeout
 from cli.rendering import document, fields, time_text
 from cli.secret_input import secret
 from cli.session import Connection, Session, run
+from cli.waiting import Patience, allowed
 
 _EXAMPLE = """Examples:
 
@@ -33,8 +33,6 @@ bulkhead connection authorize slack --name chat --client-id 123.456 --client-sec
 bulkhead connection authorize --connection con_… — anew, for one whose grant is broken
 
 bulkhead connection authorize notion --name wiki --no-wait --json | jq -r .authorization_url"""
-# The first looks come sooner: whoever has allowed it before may be led back at once.
-_FIRST_SECONDS, _POLL_SECONDS = 0.25, 1.0
 # How long a person has, where the operator did not change it.
 _PATIENCE_SECONDS = 900.0
 
@@ -103,7 +101,8 @@ def authorize(
     )
 
     async def command(session: Session) -> None:
-        started = await session.credentials.StartAuthorization(request)
+        async with in_own_words(session, provider):
+            started = await session.credentials.StartAuthorization(request)
         before = started.connection
         if no_wait or before.state == pb.CONNECTION_STATE_ACTIVE:
             session.show(document(started), _started(started))
@@ -111,7 +110,7 @@ def authorize(
                 session.tell(f"It works on until then: bulkhead connection get {connection_id}")
             return
         session.tell(_invitation(started))
-        connection = await _authorized(session, started, wait_seconds)
+        connection = await allowed(session, started, Patience(wait_seconds))
         session.show(document(connection), connection_text(connection))
         if not connection_id:
             session.tell(f"Next: bulkhead binding create dep_… {connection.connection_id}")
@@ -153,47 +152,4 @@ def _invitation(started: pb.StartAuthorizationResponse) -> str:
             started.authorization_url,
             f"… waiting for them; it works until {until}. Ctrl-C ends the waiting, nothing else",
         ]
-    )
-
-
-async def _authorized(
-    session: Session, started: pb.StartAuthorizationResponse, seconds: float
-) -> pb.Connection:
-    """Returns the connection once it was allowed.
-
-    Raises:
-        Refusal: nobody allowed it within `seconds`.
-    """
-    request = pb.GetConnectionRequest(connection_id=started.connection.connection_id)
-    pause = _FIRST_SECONDS
-    try:
-        async with asyncio.timeout(seconds):
-            while True:
-                connection = await _seen(session, request)
-                if connection and connection.state == pb.CONNECTION_STATE_ACTIVE:
-                    return connection
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, _POLL_SECONDS)
-    except TimeoutError:
-        raise _not_yet(started.connection, seconds) from None
-
-
-async def _seen(session: Session, request: pb.GetConnectionRequest) -> pb.Connection | None:
-    """Returns the connection; None while nobody can say how it is."""
-    try:
-        return (await session.credentials.GetConnection(request)).connection
-    except grpc.aio.AioRpcError as error:
-        if error.code() is not grpc.StatusCode.UNAVAILABLE:
-            raise
-    return None
-
-
-def _not_yet(connection: pb.Connection, seconds: float) -> Refusal:
-    found = connection.connection_id
-    return Refusal(
-        "DEADLINE_EXCEEDED",
-        "AUTHORIZATION_PENDING",
-        f"nobody has allowed it after {seconds:g} s; see: bulkhead connection get {found}, or ask"
-        f" again: bulkhead connection authorize --connection {found}",
-        metadata={"connection_id": found},
     )

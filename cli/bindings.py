@@ -7,11 +7,14 @@ from typing import Annotated
 import typer
 from bulkhead.credentials.v1 import credentials_service_pb2 as pb
 
+from cli.connection_refusals import alias_named, checked_id
+from cli.connection_table import how_to_ask_anew
+from cli.fitting import fitted, scopes_text, short_id
 from cli.moments import future
 from cli.options import CALL_SECONDS, Api, Json, KeyFile, Limit, Timeout
 from cli.paging import show_list
 from cli.panels import LEND
-from cli.rendering import document, enum_text, fields, minute_text, table, time_text
+from cli.rendering import document, enum_text, fields, minute_text, time_text
 from cli.session import Connection, Session, run
 
 _CREATE_EXAMPLE = """Examples:
@@ -37,6 +40,8 @@ _BY_PLACE = MappingProxyType(
         "scope_ceiling": "--scope",
     }
 )
+_WRAPPED = MappingProxyType({"alias": 16, "expires": 11, "state": 15})
+_MISSED_LEAST_FIRST = ("provider", "expires", "ceiling")
 _FILTERS = MappingProxyType({"deployment_id": "--deployment", "connection_id": "--connection"})
 
 
@@ -60,7 +65,7 @@ def create(
             "--alias",
             metavar="NAME",
             help="By which the deployment asks for it: a letter, then a-z, 0-9, - and _. "
-            "[default: the provider's name]",
+            "\\[default: the provider's name]",
             show_default=False,
         ),
     ] = "",
@@ -94,18 +99,19 @@ def create(
 ) -> None:
     """Lend a connection to a deployment. The same once more changes nothing."""
     request = pb.BindConnectionRequest(
-        deployment_id=deployment_id,
-        connection_id=connection_id,
+        deployment_id=checked_id(deployment_id, "dep"),
+        connection_id=checked_id(connection_id, "con"),
         alias=alias,
         scope_ceiling=scope or [],
-        expire_time=future(expires) if expires else None,
+        expire_time=future(expires, "--expires") if expires else None,
         replace=replace,
     )
 
     async def command(session: Session) -> None:
-        binding = (await session.credentials.BindConnection(request)).binding
+        async with alias_named(alias):
+            binding = (await session.credentials.BindConnection(request)).binding
         session.show(document(binding), _shown(binding))
-        session.tell(f"Next, with a key of the deployment: bulkhead vend {binding.alias}")
+        session.tell(_next(binding))
 
     run(Connection(api, key_file, timeout, as_json), command, _BY_PLACE)
 
@@ -152,7 +158,7 @@ def delete(
     timeout: Timeout = CALL_SECONDS,
 ) -> None:
     """End a binding: the next vend heeds it. A token that was vended works on until it expires."""
-    request = pb.UnbindConnectionRequest(binding_id=binding_id)
+    request = pb.UnbindConnectionRequest(binding_id=checked_id(binding_id, "bnd"))
 
     async def command(session: Session) -> None:
         await session.credentials.UnbindConnection(request)
@@ -176,23 +182,33 @@ def _shown(binding: pb.Binding) -> str:
     )
 
 
+def _next(binding: pb.Binding) -> str:
+    vend = f"with a key of the deployment: bulkhead vend {binding.alias}"
+    if binding.state == pb.CONNECTION_STATE_ACTIVE:
+        return f"Next, {vend}"
+    first = f"bulkhead connection get {binding.connection_id}"
+    if binding.state == pb.CONNECTION_STATE_AUTHORIZING:
+        first = how_to_ask_anew(binding.connection_id)
+    return f"Next, for it is {_state(binding)}: {first}\nThen, {vend}"
+
+
 def _listed(bindings: Sequence[pb.Binding]) -> str:
     if not bindings:
         return "no bindings; make one: bulkhead binding create dep_… con_…"
-    header = ("binding", "deployment", "alias", "provider", "ceiling", "expires", "connection is")
-    return table(header, [_row(one) for one in bindings])
+    columns = {
+        "binding": [one.binding_id for one in bindings],
+        "deployment": [short_id(one.deployment_id) for one in bindings],
+        "alias": [one.alias for one in bindings],
+        "provider": [one.provider for one in bindings],
+        "ceiling": [scopes_text(one.scope_ceiling) for one in bindings],
+        "expires": [_expires(one) for one in bindings],
+        "state": [_state(one) for one in bindings],
+    }
+    return fitted(columns, _WRAPPED, _MISSED_LEAST_FIRST)
 
 
-def _row(binding: pb.Binding) -> tuple[str, ...]:
-    return (
-        binding.binding_id,
-        binding.deployment_id,
-        binding.alias,
-        binding.provider,
-        ",".join(binding.scope_ceiling) or "-",
-        minute_text(binding.expire_time) if binding.HasField("expire_time") else "-",
-        _state(binding),
-    )
+def _expires(binding: pb.Binding) -> str:
+    return minute_text(binding.expire_time) if binding.HasField("expire_time") else ""
 
 
 def _state(binding: pb.Binding) -> str:

@@ -1,4 +1,4 @@
-"""What the commands about connections take, and how they show one."""
+"""What the commands about connections take."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,16 +7,23 @@ from typing import Annotated, Any
 
 import typer
 from bulkhead.credentials.v1 import credentials_service_pb2 as pb
-from google.protobuf.message import Message
 
 from cli.moments import future
-from cli.rendering import enum_text, fields, minute_text, table, time_text
 from cli.secret_input import secret
 
 _FILE = "FILE"
 
 ConnectionId = Annotated[
     str, typer.Argument(metavar="ID", help="`con_…`, as `connection list` shows it.")
+]
+RequestId = Annotated[
+    str,
+    typer.Option(
+        "--request-id",
+        metavar="TEXT",
+        help="Repeat with the same one and nothing is made twice. \\[default: a new one]",
+        show_default=False,
+    ),
 ]
 Exclusive = Annotated[bool, typer.Option("--exclusive", help="It serves one deployment at a time.")]
 Parameters = Annotated[
@@ -93,6 +100,7 @@ AS_OPTIONS = MappingProxyType(
     {
         "connection_id": "ID",
         "provider": "PROVIDER",
+        "credential": "the credential",
         "static_token": "--token-file",
         "api_key": "--api-key-file",
         "client_credentials": "--client-id",
@@ -162,7 +170,9 @@ class Given:
     def _static_token(self) -> pb.StaticToken:
         return pb.StaticToken(
             token=secret(self.token_file, "Token", "--token-file"),
-            expire_time=future(self.token_expires) if self.token_expires else None,
+            expire_time=future(self.token_expires, "--token-expires")
+            if self.token_expires
+            else None,
         )
 
     def _client(self) -> pb.ClientCredentials:
@@ -183,81 +193,3 @@ def named_values(parameters: Sequence[str]) -> dict[str, str]:
     if any(not name or not value for name, _, value in pairs):
         raise typer.BadParameter("--parameter is written NAME=VALUE")
     return {name: value for name, _, value in pairs}
-
-
-def connection_text(connection: pb.Connection) -> str:
-    """Returns all that is known of one connection, a line each."""
-    parameters = connection.parameters
-    return fields(
-        {
-            "connection": connection.connection_id,
-            "name": connection.name,
-            "provider": connection.provider,
-            "kind": kind_text(connection.kind),
-            "state": state_text(connection),
-            "since": _when(connection, "state_time"),
-            "scopes": ", ".join(connection.scopes),
-            "exclusive": "yes" if connection.exclusive else "",
-            "parameters": ", ".join(f"{name}={parameters[name]}" for name in sorted(parameters)),
-            "client id": connection.client_id,
-            "token expires": _when(connection, "token_expire_time"),
-            "created": _when(connection, "create_time"),
-            "last vend": _last_vend(connection),
-        }
-    )
-
-
-def connection_table(connections: Sequence[pb.Connection]) -> str:
-    """Returns the connections as a table, and below it how broken ones are mended."""
-    header = ("connection", "name", "provider", "kind", "state", "last vend")
-    rows = [
-        (
-            one.connection_id,
-            one.name,
-            one.provider,
-            kind_text(one.kind),
-            state_text(one),
-            _last_vend(one) or "-",
-        )
-        for one in connections
-    ]
-    return "\n".join([table(header, rows), *_mending(connections)])
-
-
-def state_text(connection: pb.Connection) -> str:
-    """Returns the state, with its reason where there is one."""
-    state = enum_text(pb.ConnectionState.Name(connection.state), "CONNECTION_STATE_")
-    if not connection.state_reason:
-        return state
-    reason = enum_text(pb.StateReason.Name(connection.state_reason), "STATE_REASON_")
-    return f"{state}: {reason}"
-
-
-def kind_text(kind: "pb.ConnectionKind.ValueType") -> str:
-    """Returns a kind of connection as people write it."""
-    return enum_text(pb.ConnectionKind.Name(kind), "CONNECTION_KIND_")
-
-
-def how_to_mend(connection: pb.Connection) -> str:
-    """Returns the command that makes a broken connection work again."""
-    if connection.kind == pb.CONNECTION_KIND_AUTHORIZATION_CODE:
-        return f"bulkhead connection authorize --connection {connection.connection_id}"
-    option = {
-        pb.CONNECTION_KIND_STATIC_TOKEN: "--token-file -",
-        pb.CONNECTION_KIND_API_KEY: "--api-key-file -",
-    }.get(connection.kind, "--client-id … --client-secret-file -")
-    return f"bulkhead connection update {connection.connection_id} {option}"
-
-
-def _mending(connections: Sequence[pb.Connection]) -> list[str]:
-    broken = pb.CONNECTION_STATE_NEEDS_REAUTHORIZATION
-    return [f"to mend it: {how_to_mend(one)}" for one in connections if one.state == broken]
-
-
-def _last_vend(connection: pb.Connection) -> str:
-    there = connection.HasField("last_vend_time")
-    return minute_text(connection.last_vend_time) if there else ""
-
-
-def _when(message: Message, name: str) -> str:
-    return time_text(getattr(message, name)) if message.HasField(name) else ""

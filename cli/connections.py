@@ -17,15 +17,16 @@ from cli.connection_options import (
     Exclusive,
     Given,
     Parameters,
+    RequestId,
     Scopes,
     TokenExpires,
     TokenFile,
     Username,
-    connection_table,
-    connection_text,
     named_values,
 )
-from cli.options import CALL_SECONDS, Api, Json, KeyFile, Limit, RequestId, Timeout
+from cli.connection_refusals import in_own_words, of_the_kind_there
+from cli.connection_table import connection_table, connection_text
+from cli.options import CALL_SECONDS, Api, Json, KeyFile, Limit, Timeout
 from cli.paging import show_list
 from cli.panels import LEND
 from cli.rendering import document, enum_text
@@ -129,7 +130,8 @@ def create(
     )
 
     async def command(session: Session) -> None:
-        connection = (await session.credentials.CreateConnection(request)).connection
+        async with in_own_words(session, provider):
+            connection = (await session.credentials.CreateConnection(request)).connection
         session.show(document(connection), connection_text(connection))
         session.tell(f"Next: bulkhead binding create dep_… {connection.connection_id}")
 
@@ -228,7 +230,8 @@ def update(
     )
 
     async def command(session: Session) -> None:
-        connection = (await session.credentials.UpdateConnection(request)).connection
+        async with of_the_kind_there(session, connection_id):
+            connection = (await session.credentials.UpdateConnection(request)).connection
         session.show(document(connection), connection_text(connection))
 
     run(Connection(api, key_file, timeout, as_json), command, AS_OPTIONS)

@@ -4,15 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 from bulkhead.auth.v1 import auth_service_pb2 as pb
-from rich.cells import cell_len, set_cell_size
+from rich.cells import cell_len
 
+from cli.fitting import cut, scopes_text, short_id
 from cli.rendering import minute_text, table, table_width, time_text
 
 _WIDTH = 110
-_MOST_SCOPES_WIDTH = 18
 _LEAST_NAME_WIDTH = 20
-_SHORT_ID = 12
-_TAIL = 4
 _DATE = 10
 _NOTHING = "-"
 Columns = Mapping[str, Sequence[str]]
@@ -31,7 +29,7 @@ def key_table(keys: Sequence[pb.Key]) -> str:
     fitting = _fitting(telling)
     left_out = [name for name in telling if name not in fitting]
     note = [f"no room for: {', '.join(left_out)}; --json has it"] if left_out else []
-    return "\n".join([table(*_lines(_with_names_cut(fitting))), *note])
+    return "\n".join([table(*_lines(_with_namescut(fitting))), *note])
 
 
 def _fitting(columns: Columns) -> dict[str, Sequence[str]]:
@@ -50,35 +48,20 @@ def _room_for_names(columns: Columns) -> int:
     return _WIDTH - table_width(*_lines({**others, "": [_NOTHING for _ in columns["key id"]]})) + 1
 
 
-def _with_names_cut(columns: Columns) -> Columns:
+def _with_namescut(columns: Columns) -> Columns:
     if "name" not in columns:
         return columns
     room = max(_LEAST_NAME_WIDTH, _room_for_names(columns))
-    return {**columns, "name": [_cut(name, room) for name in columns["name"]]}
+    return {**columns, "name": [cut(name, room) for name in columns["name"]]}
 
 
 def _lines(columns: Columns) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
     return tuple(columns), list(zip(*columns.values(), strict=True))
 
 
-def _cut(text: str, width: int) -> str:
-    return text if cell_len(text) <= width else f"{set_cell_size(text, width - 1).rstrip()}…"
-
-
-def _short(identifier: str) -> str:
-    """Returns the end of an id, by which it is found in its own list."""
-    prefix, _, random = identifier.partition("_")
-    return identifier if len(identifier) <= _SHORT_ID else f"{prefix}_…{random[-_TAIL:]}"
-
-
 def _hint(key: pb.Key) -> str:
     """Returns the kind's letter and the last four characters; all keys begin alike before that."""
     return key.hint.partition("_")[2] or key.hint
-
-
-def _scopes(key: pb.Key) -> str:
-    every = ",".join(key.scopes)
-    return every if len(every) <= _MOST_SCOPES_WIDTH else f"{len(key.scopes)} scopes"
 
 
 def _last_used(key: pb.Key) -> str:
@@ -99,14 +82,14 @@ def _name(key: pb.Key) -> str:
 _CELLS: Mapping[str, Callable[[pb.Key], str]] = MappingProxyType(
     {
         "key id": lambda key: key.key_id,
-        "deployment": lambda key: _short(key.deployment_id),
-        "connection": lambda key: _short(key.connection_id),
+        "deployment": lambda key: short_id(key.deployment_id),
+        "connection": lambda key: short_id(key.connection_id),
         "hint": _hint,
-        "scopes": _scopes,
+        "scopes": lambda key: scopes_text(key.scopes),
         "created": lambda key: time_text(key.create_time)[:_DATE],
         "last used": _last_used,
         "ends": _ends,
-        "successor": lambda key: _short(key.successor_key_id),
+        "successor": lambda key: short_id(key.successor_key_id),
         "name": _name,
     }
 )

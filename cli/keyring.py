@@ -64,8 +64,9 @@ def rotate(
 ) -> None:
     """Make a new key-encryption key, and wrap every tenant's data key anew under it.
 
-    Nothing stops meanwhile. Repeated before it is done, it goes on and makes no second key. Keys
-    that are mounted are made by their owner: then this wraps under the current one.
+    Nothing stops meanwhile. Repeated before it is done, it goes on and makes no
+    second key. Keys that are mounted are made by their owner: then this wraps
+    under the current one.
     """
 
     async def command(session: Session) -> None:

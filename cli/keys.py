@@ -103,7 +103,7 @@ def issue(
         connection_id=connection,
         scopes=scope or [],
         name=name,
-        expire_time=future(expires) if expires else None,
+        expire_time=future(expires, "--expires") if expires else None,
     )
 
     async def command(session: Session) -> None:

@@ -31,25 +31,25 @@ def _span(text: str) -> timedelta:
     return sum(parts, timedelta(0))
 
 
-def future(text: str) -> Timestamp:
+def future(text: str, option: str) -> Timestamp:
     """Returns the time that `30d` from now, or `2027-01-31T12:00:00Z`, is.
 
     Raises:
-        typer.BadParameter: it is neither.
+        typer.BadParameter: it is neither; it names the option.
     """
-    return _moment(text, 1)
+    return _moment(text, option, 1)
 
 
-def past(text: str) -> Timestamp:
+def past(text: str, option: str) -> Timestamp:
     """Returns the time that `30d` ago, or `2027-01-31T12:00:00Z`, is.
 
     Raises:
-        typer.BadParameter: it is neither.
+        typer.BadParameter: it is neither; it names the option.
     """
-    return _moment(text, -1)
+    return _moment(text, option, -1)
 
 
-def _moment(text: str, direction: int) -> Timestamp:
+def _moment(text: str, option: str, direction: int) -> Timestamp:
     try:
         if _DURATION.fullmatch(text):
             at = datetime.now(UTC) + direction * _span(text)
@@ -57,7 +57,7 @@ def _moment(text: str, direction: int) -> Timestamp:
             at = datetime.fromisoformat(text)
     except (ValueError, OverflowError):
         raise typer.BadParameter(
-            f"{text!r} is not a time; write 90s, 15m, 12h, 30d, or 2027-01-31T12:00:00Z"
+            f"{option}: {text!r} is not a time; write 90s, 15m, 12h, 30d, or 2027-01-31T12:00:00Z"
         ) from None
     stamp = Timestamp()
     # A time without a zone is UTC: this machine's zone is nobody's business.

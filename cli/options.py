@@ -50,7 +50,7 @@ RequestId = Annotated[
         "--request-id",
         metavar="ID",
         help="Repeat with the same id and nothing is created twice; a key that was not used yet "
-        "gets a fresh secret. [default: a new one]",
+        "gets a fresh secret. \\[default: a new one]",
         show_default=False,
     ),
 ]

@@ -1,16 +1,20 @@
 """The command `bulkhead provider list`."""
 
 from collections.abc import Sequence
+from types import MappingProxyType
 
 import typer
 from bulkhead.credentials.v1 import credentials_service_pb2 as pb
 
-from cli.connection_options import kind_text
+from cli.connection_table import kind_text
+from cli.fitting import fitted
 from cli.options import CALL_SECONDS, Api, Json, KeyFile, Timeout
 from cli.panels import LEND
-from cli.rendering import document, table
+from cli.rendering import document
 from cli.session import Connection, Session, run
 
+# The first is wrapped first.
+_WRAPPED = MappingProxyType({"title": 12, "connections by": 26, "parameters": 11})
 _LIST_EXAMPLE = """Examples:
 
 bulkhead provider list
@@ -42,7 +46,8 @@ def list_all(
     """List the providers: how connections are made, and what each must say beside.
 
     Where the operator has an OAuth client, `connection authorize` needs none of
-    your own. --json also says default scopes, where each is documented and where its API begins.
+    your own. --json also says default scopes, where each is documented and where
+    its API begins.
     """
 
     async def command(session: Session) -> None:
@@ -53,15 +58,13 @@ def list_all(
 
 
 def _listed(providers: Sequence[pb.Provider]) -> str:
-    header = ("provider", "title", "connections by", "parameters", "operator's client")
-    return table(header, [_row(one) for one in providers]) if providers else "no providers"
-
-
-def _row(provider: pb.Provider) -> tuple[str, ...]:
-    return (
-        provider.name,
-        provider.title,
-        ", ".join(map(kind_text, provider.kinds)),
-        ", ".join(provider.parameters) or "-",
-        "yes" if provider.operator_client else "-",
-    )
+    if not providers:
+        return "no providers"
+    columns = {
+        "provider": [one.name for one in providers],
+        "title": [one.title for one in providers],
+        "connections by": [", ".join(map(kind_text, one.kinds)) for one in providers],
+        "parameters": [", ".join(one.parameters) for one in providers],
+        "operator's client": ["yes" if one.operator_client else "" for one in providers],
+    }
+    return fitted(columns, _WRAPPED, ("title",))

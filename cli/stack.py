@@ -25,7 +25,7 @@ EdgePort = Annotated[
         min=1,
         max=65535,
         metavar="N",
-        help="Where the front door listens. [default: a free port, kept from then on]",
+        help="Where the front door listens. \\[default: a free port, kept from then on]",
         show_default=False,
     ),
 ]

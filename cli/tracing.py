@@ -7,9 +7,10 @@ import typer
 from bulkhead.auth.v1 import auth_service_pb2 as auth_pb
 from bulkhead.credentials.v1 import credentials_service_pb2 as pb
 
+from cli.fitting import fitted, short_id
 from cli.options import CALL_SECONDS, Api, Json, KeyFile, Limit, Timeout
 from cli.paging import show_list
-from cli.rendering import table, time_text
+from cli.rendering import time_text
 from cli.secret_input import STANDARD_INPUT, secret
 from cli.session import Connection, Session, run
 
@@ -66,16 +67,12 @@ def trace(
 
 def _vends(events: Sequence[auth_pb.AuditEvent]) -> str:
     """Returns the vends as a table."""
-    header = ("no.", "time", "key id", "deployment", "connection", "purpose")
-    rows = [
-        (
-            str(event.sequence),
-            time_text(event.time),
-            event.key_id,
-            event.resources.get("deployment", "-"),
-            event.resources.get("connection", "-"),
-            event.reason or "-",
-        )
-        for event in events
-    ]
-    return table(header, rows)
+    columns = {
+        "no.": [str(event.sequence) for event in events],
+        "time": [time_text(event.time) for event in events],
+        "key id": [event.key_id for event in events],
+        "deployment": [short_id(event.resources.get("deployment", "")) for event in events],
+        "connection": [short_id(event.resources.get("connection", "")) for event in events],
+        "purpose": [event.reason for event in events],
+    }
+    return fitted(columns, {"purpose": 14}, ("connection", "no.", "deployment"))

@@ -10,6 +10,7 @@ from google.protobuf.duration_pb2 import Duration
 from typer.testing import CliRunner
 
 from cli.__main__ import build
+from services.shared.errors import InvalidFieldError
 from tests.canaries import ACCESS_TOKEN
 from tests.scripted_api import CREATED, ScriptedApi, bulkhead, time
 
@@ -84,11 +85,16 @@ async def test_what_is_refused_is_told_beside_what_is_not(api: ScriptedApi) -> N
     outcome = await bulkhead(api.port, "vend", "github", "slack")
     assert outcome.code == 1
     assert len(outcome.out.splitlines()) == 2
-    _, row = outcome.err.splitlines()
-    assert row == "slack    BINDING_MISSING  2.5 s         nothing is bound under this name"
+    assert outcome.err.splitlines() == [
+        "refused: slack: BINDING_MISSING; try again in 2.5 s",
+        "  nothing is bound under this name",
+    ]
     shown = await bulkhead(api.port, "vend", "github", "slack", "--json")
     assert shown.code == 1
-    assert shown.json["results"][1]["refusal"]["reason"] == "ERROR_REASON_BINDING_MISSING"
+    first, second = shown.json["results"]
+    assert (first["alias"], first["token"]["token"]) == ("github", TOKEN)
+    assert (second["alias"], second["provider"]) == ("slack", "")
+    assert second["refusal"]["reason"] == "BINDING_MISSING"
     api.answers["Vend"] = answer(MISSING)
     alone = await bulkhead(api.port, "vend", "slack", "--header")
     assert (alone.code, alone.out) == (1, "")
@@ -99,6 +105,9 @@ async def test_a_connections_key_needs_no_alias(api: ScriptedApi) -> None:
     outcome = await bulkhead(api.port, "vend")
     assert "con_1" in outcome.out
     assert list(api.requests("Vend")[0].items) == [pb.VendItem()]
+    api.answers["Vend"] = InvalidFieldError("items[0].alias", "name an alias or a provider")
+    nameless = await bulkhead(api.port, "vend")
+    assert (nameless.code, "or --provider" in nameless.err) == (2, True)
 
 
 @pytest.mark.parametrize("arguments", [("a", "b", "--header"), ("a", "--header", "--json")])

@@ -144,5 +144,5 @@ async def _check_use(scene: Scene, token: dict[str, Any]) -> None:
 def _check_missing(scene: Scene, what: str, outcome: Outcome) -> None:
     scene.stage.command("agent", outcome.line)
     refusal = outcome.document["results"][0]["refusal"]
-    found = refusal["reason"].removeprefix("ERROR_REASON_")
+    found = refusal["reason"]
     scene.stage.check(what, _MISSING, found, refusal["message"])
