@@ -118,8 +118,9 @@ def export(
 ) -> None:
     """Write the log as JSON lines, one event a line, oldest first.
 
-    An export without filters is the whole chain: keep it, and `audit verify --file` checks it
-    without asking anybody. One with filters cannot be verified, and no head is printed for it.
+    An export without filters is the whole chain: keep it, and `audit verify
+    --file` checks it without asking anybody. One with filters cannot be
+    verified, and no head is printed for it.
     """
     request = _request(method, by, about, since, until)
     filtered = bool(_asked(method, by, about, since, until))

@@ -46,9 +46,10 @@ def verify(
 ) -> None:
     """Recompute the hash of every event, and look for gaps; exits with 1 when something is wrong.
 
-    It proves that no event was changed, removed or added since a head was printed, if that head
-    was kept where nobody who can change the log can change it too. Without such a head it only
-    finds what was not hidden carefully: who can write to the database can make a new, whole chain.
+    It proves that no event was changed, removed or added since a head was
+    printed, if that head was kept where nobody who can change the log can
+    change it too. Without such a head it only finds what was not hidden
+    carefully: who can write to the database can make a new, whole chain.
     """
     expected = tuple(map(_head, expect_head or ()))
     if file is not None:

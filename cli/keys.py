@@ -130,8 +130,9 @@ def rotate(
 ) -> None:
     """Replace a key by one that opens the same, with the same scopes and name. It is shown once.
 
-    Until the grace period ends both work; `key list` shows when the old one was last used. To end
-    the grace period now: `bulkhead key revoke` with the id of the old key.
+    Until the grace period ends both work; `key list` shows when the old one was
+    last used. To end the grace period now: `bulkhead key revoke` with the id of
+    the old key.
     """
     request = pb.RotateKeyRequest(
         request_id=request_id or str(uuid.uuid4()), key_id=key_id, grace_period=duration(grace)
@@ -163,8 +164,9 @@ def list_all(
 ) -> None:
     """List keys, newest first, by their ids: the keys themselves are nowhere kept.
 
-    Keys with a support reason were made by the operator; they can be revoked like any other.
-    What a terminal has no room for is shortened or left out; --json has all of it.
+    Keys with a support reason were made by the operator; they can be revoked
+    like any other. What a terminal has no room for is shortened or left out;
+    --json has all of it.
     """
     request = pb.ListKeysRequest(deployment_id=deployment, connection_id=connection)
 
@@ -187,9 +189,10 @@ def revoke(
 ) -> None:
     """Revoke a key: when this returns, no replica of any service accepts it.
 
-    Also ends the grace period of a key that was rotated. Database passwords that were fetched
-    with the key stay as they are. Revoking twice is fine. Keep a second key of the tenant before
-    revoking its last one: nobody can issue another.
+    Also ends the grace period of a key that was rotated. Database passwords
+    that were fetched with the key stay as they are. Revoking twice is fine.
+    Keep a second key of the tenant before revoking its last one: nobody can
+    issue another.
     """
 
     async def command(session: Session) -> None:

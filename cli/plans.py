@@ -39,8 +39,8 @@ def change(
 ) -> None:
     """Move the key's tenant to another plan. When this returns, every replica counts by it.
 
-    Needs a support key with the scope plan:write: a tenant does not choose what it pays. Get one
-    with `bulkhead support-key issue --scope plan:write`.
+    Needs a support key with the scope plan:write: a tenant does not choose what
+    it pays. Get one with `bulkhead support-key issue --scope plan:write`.
     """
     request = pb.ChangePlanRequest(plan=pb.Plan.Value(f"PLAN_{plan.name}"))
 

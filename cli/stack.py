@@ -79,8 +79,8 @@ def up(
 ) -> None:
     """Start the stack on this machine: Postgres, Valkey, the services and the front door.
 
-    Without --detach it stays until Ctrl-C, which ends everything. Starting what runs already is
-    fine: the addresses are printed again.
+    Without --detach it stays until Ctrl-C, which ends everything. Starting what
+    runs already is fine: the addresses are printed again.
     """
     from cli import embedded  # noqa: PLC0415 the client's commands do not wait for it
 

@@ -12,8 +12,8 @@ from cli.session import Connection, Session, run
 
 _SET_EXAMPLE = """Example: bulkhead webhook set https://hooks.example.com/bulkhead
 
-Each report is signed as Standard Webhooks has it: before you believe it, check
-it with any library for that, and the secret that is shown here."""
+Each report is signed as Standard Webhooks has it: before you believe it,
+check it with any library for that, and the secret that is shown here."""
 _SHOW_EXAMPLE = """Example: bulkhead webhook show"""
 _DELETE_EXAMPLE = """Example: bulkhead webhook delete"""
 

@@ -1,10 +1,14 @@
 """What the command line refuses by itself, and how it says what the API refused."""
 
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 from google.rpc.code_pb2 import Code
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from cli.__main__ import build
@@ -192,3 +196,26 @@ def test_help_keeps_what_belongs_together_in_the_order_of_a_first_day() -> None:
     assert places == sorted(places)
     # Nothing stands under no heading.
     assert "─ Commands ─" not in shown
+
+
+def test_help_has_no_ragged_lines() -> None:
+    """A line that a terminal breaks anew must not go on in another of the same paragraph."""
+    texts = [text for command in commands(get_command(build())) for text in spoken(command)]
+    ragged = [
+        line
+        for text in texts
+        for line, following in pairwise(text.splitlines())
+        if len(line) > 78 and following.strip()
+    ]
+    assert len(texts) > 40
+    assert ragged == []
+
+
+def commands(group: Any) -> Iterator[Any]:
+    yield group
+    for each in getattr(group, "commands", {}).values():
+        yield from commands(each)
+
+
+def spoken(command: Any) -> Iterator[str]:
+    yield from (text for text in (command.help, command.epilog) if text)
