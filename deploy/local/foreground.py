@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
+from typing import get_args
 
 from deploy.local.environment import override_name
 from deploy.local.layout import SERVICES
@@ -60,6 +62,8 @@ async def serve(stack: Stack, progress: Progress, ready: Callable[[Addresses], N
 def parse_overrides(texts: Sequence[str]) -> dict[str, dict[str, str]]:
     """Returns settings by service from texts like `ratelimit.BURST_FREE=5`.
 
+    Relative paths begin in the folder of whoever asks.
+
     Raises:
         ValueError: a text has another form, or names no service or no setting of it.
     """
@@ -69,15 +73,26 @@ def parse_overrides(texts: Sequence[str]) -> dict[str, dict[str, str]]:
         service, dot, setting = name.partition(".")
         if not (equals and dot and setting) or service not in SERVICES:
             raise ValueError(f"{text}: not SERVICE.SETTING=VALUE with one of {', '.join(SERVICES)}")
-        if override_name(setting) not in _settings_of(service):
+        settings = _settings_of(service)
+        if override_name(setting) not in settings:
             raise ValueError(f"{text}: {service} has no setting {setting}; see docs/operations.md")
-        overrides.setdefault(service, {})[setting] = value
+        is_path = settings[override_name(setting)]
+        overrides.setdefault(service, {})[setting] = _absolute(value) if is_path else value
     return overrides
 
 
-def _settings_of(service: str) -> set[str]:
-    settings = import_module(f"services.{service}.settings").Settings
-    return {override_name(name) for name in settings.model_fields}
+def _settings_of(service: str) -> dict[str, bool]:
+    """Returns the names of the service's settings, and whether each is a path."""
+    fields = import_module(f"services.{service}.settings").Settings.model_fields
+    return {
+        override_name(name): Path in (field.annotation, *get_args(field.annotation))
+        for name, field in fields.items()
+    }
+
+
+def _absolute(path: str) -> str:
+    # Services run in a folder of their own; whoever types a path means it from where they are.
+    return str(Path(path).expanduser().absolute()) if path else path
 
 
 def tell(text: str) -> None:

@@ -10,6 +10,8 @@ from pydantic import BaseModel, ValidationError
 from services.shared.settings import UnusableFileError
 
 _MOST_BYTES = 1 << 20
+# How pydantic calls a field that the model does not have.
+_UNKNOWN = "extra_forbidden"
 _TAG = "tag:yaml.org,2002:"
 _RECOGNISED = (f"{_TAG}null", f"{_TAG}merge")
 _CONSTRUCTED = (f"{_TAG}null", f"{_TAG}str", f"{_TAG}seq", f"{_TAG}map", None)
@@ -73,10 +75,13 @@ def _one_line(error: yaml.YAMLError) -> str:
 
 
 def _first(error: ValidationError) -> str:
-    problems = error.errors()
+    # What a misspelt field leaves out is told after it: the typing error is the cause.
+    problems = sorted(error.errors(), key=lambda problem: problem["type"] != _UNKNOWN)
+    first = problems[0]
     where = "".join(
-        f"[{part}]" if isinstance(part, int) else f".{part}" for part in problems[0]["loc"]
+        f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]
     ).removeprefix(".")
-    message = problems[0]["msg"].removeprefix("Value error, ")
+    unknown = first["type"] == _UNKNOWN
+    message = "no such field" if unknown else first["msg"].removeprefix("Value error, ")
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     return f"{where}: {message}{more}" if where else f"{message}{more}"

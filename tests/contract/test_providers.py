@@ -201,6 +201,7 @@ def test_plaintext_and_loopback_are_for_those_who_allow_it(tmp_path: Path) -> No
 
 
 BAD = [
+    ("title: Acme", "titel: Acme", "titel: no such field (and 1 more)"),
     ("title: Acme", "title: [", "line "),
     ("title: Acme", "title: Acme\ntitle: Acme", "title is there twice"),
     ("title: Acme", "", "title: "),

@@ -8,6 +8,7 @@ import pytest
 
 from deploy.local.environment import PREFIX, service_environment
 from deploy.local.files import write_private
+from deploy.local.foreground import parse_overrides
 from deploy.local.layout import SERVICES, Layout
 from deploy.local.pki import certificates
 from deploy.local.probes import EDGE
@@ -60,3 +61,12 @@ def test_a_large_access_log_is_put_aside_at_the_start(
     assert log.stat().st_size == (0 if kept else size)
     assert log.with_name("access.log.1").exists() == kept
     assert log.stat().st_mode & 0o077 == 0
+
+
+def test_a_relative_path_begins_where_it_is_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = {"PROVIDERS_FOLDER": "mine", "OAUTH_CLIENTS_FILE": "/etc/clients", "LISTEN": "a"}
+    parsed = parse_overrides([f"credentials.{name}={value}" for name, value in settings.items()])
+    assert parsed == {"credentials": settings | {"PROVIDERS_FOLDER": str(tmp_path / "mine")}}
