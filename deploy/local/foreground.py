@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args, get_origin
 
 from deploy.local.environment import override_name
 from deploy.local.layout import SERVICES
@@ -76,23 +76,29 @@ def parse_overrides(texts: Sequence[str]) -> dict[str, dict[str, str]]:
         settings = _settings_of(service)
         if override_name(setting) not in settings:
             raise ValueError(f"{text}: {service} has no setting {setting}; see docs/operations.md")
-        is_path = settings[override_name(setting)]
-        overrides.setdefault(service, {})[setting] = _absolute(value) if is_path else value
+        placed = _placed(settings[override_name(setting)], value)
+        overrides.setdefault(service, {})[setting] = placed
     return overrides
 
 
-def _settings_of(service: str) -> dict[str, bool]:
-    """Returns the names of the service's settings, and whether each is a path."""
+def _settings_of(service: str) -> dict[str, Any]:
+    """Returns the names of the service's settings, and the type of each."""
     fields = import_module(f"services.{service}.settings").Settings.model_fields
-    return {
-        override_name(name): Path in (field.annotation, *get_args(field.annotation))
-        for name, field in fields.items()
-    }
+    return {override_name(name): field.annotation for name, field in fields.items()}
+
+
+def _placed(kind: Any, value: str) -> str:
+    """Returns the value of a setting of that type, with paths that do not depend on the folder."""
+    if Path not in (kind, *get_args(kind)):
+        return value
+    # Several are separated by commas.
+    paths = value.split(",") if get_origin(kind) is tuple else [value]
+    return ",".join(_absolute(path.strip()) for path in paths if path.strip())
 
 
 def _absolute(path: str) -> str:
     # Services run in a folder of their own; whoever types a path means it from where they are.
-    return str(Path(path).expanduser().absolute()) if path else path
+    return str(Path(path).expanduser().absolute())
 
 
 def tell(text: str) -> None:

@@ -70,3 +70,5 @@ def test_a_relative_path_begins_where_it_is_typed(
     settings = {"PROVIDERS_FOLDER": "mine", "OAUTH_CLIENTS_FILE": "/etc/clients", "LISTEN": "a"}
     parsed = parse_overrides([f"credentials.{name}={value}" for name, value in settings.items()])
     assert parsed == {"credentials": settings | {"PROVIDERS_FOLDER": str(tmp_path / "mine")}}
+    several = parse_overrides(["auth.PREVIOUS_PEPPER_FILES=/old, older"])
+    assert several["auth"]["PREVIOUS_PEPPER_FILES"] == f"/old,{tmp_path / 'older'}"
