@@ -5,6 +5,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 
+import httpx
 from bulkhead.credentials.v1 import credentials_service_pb2 as pb2
 from bulkhead.credentials.v1.credentials_service_pb2_grpc import (
     add_CredentialsServiceServicer_to_server,
@@ -20,6 +21,7 @@ from services.credentials.deletion import REVOCATIONS_AT_ONCE, Deletion, Revoker
 from services.credentials.erasure import Erasure
 from services.credentials.keyring import Keyring
 from services.credentials.peers import AuthAuditor, AuthAuditTrail, AuthRegistry
+from services.credentials.ports import Keys, Registry
 from services.credentials.providers.clients import load_clients
 from services.credentials.providers.files import load_catalogue
 from services.credentials.providers.gateway import HttpGateway
@@ -32,6 +34,7 @@ from services.credentials.rpc import CredentialsRpc
 from services.credentials.rpc.keyring import KeyringRpc
 from services.credentials.service import CredentialsService
 from services.credentials.settings import Settings
+from services.credentials.vending import Vending
 from services.credentials.webhook_delivery import Deliveries
 from services.credentials.webhooks import Webhooks
 from services.shared.access import RemoteAuthenticator, open_key_resolver
@@ -68,75 +71,23 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
         catalogue = load_catalogue(
             settings.providers_folder, private_targets=settings.allow_private_targets
         )
-        operators = load_clients(settings.oauth_clients_file, catalogue)
-        gateway = HttpGateway(await enter(open_outbound(settings)))
-        locks = RefreshLocks(await enter(open_database(_for_locks(settings), _NAME, _MIGRATIONS)))
-        registry, trail = AuthRegistry(auth), AuthAuditTrail(auth)
-        webhooks = Webhooks(
-            database, data_keys, allow_private_targets=settings.allow_private_targets
-        )
-        deliveries = Deliveries(
-            database,
-            data_keys,
-            await enter(open_outbound(_for_webhooks(settings))),
-            first_retry=timedelta(seconds=settings.webhook_retry_seconds),
-            poll_seconds=settings.webhook_poll_seconds,
-        )
-        await enter(background(deliveries.run()))
-        revoker = Revoker(
-            database,
-            data_keys,
-            catalogue,
-            operators,
-            gateway,
-            locks,
-            patience=timedelta(seconds=settings.provider_timeout_seconds) + _REFRESH_ENDS,
-            within=_REVOKED_WITHIN,
-        )
         needs = Needs(
             database,
             data_keys,
             catalogue,
-            operators,
-            gateway,
-            trail,
-            locks,
+            load_clients(settings.oauth_clients_file, catalogue),
+            HttpGateway(await enter(open_outbound(settings))),
+            AuthAuditTrail(auth),
+            RefreshLocks(await enter(open_database(_for_locks(settings), _NAME, _MIGRATIONS))),
             Unobserved(),
         )
-        places = Places(_CALLS_AT_ONCE)
+        webhook_calls = await enter(open_outbound(_for_webhooks(settings)))
+        await enter(background(_deliveries(settings, needs, webhook_calls).run()))
+        revoker = _revoker(settings, needs)
         erasure = Erasure(database, data_keys, revoker)
         stack.push_async_callback(erasure.close)
-        service = CredentialsService(
-            catalogue=catalogue,
-            operators=operators,
-            connections=Connections(
-                database,
-                data_keys,
-                catalogue,
-                gateway,
-                registry,
-                places,
-                per_tenant=settings.connections_per_tenant,
-            ),
-            deletion=Deletion(database, revoker, registry),
-            authorizations=Authorizations(
-                database,
-                data_keys,
-                catalogue,
-                operators,
-                gateway,
-                registry,
-                Redirect(settings.redirect_url, timedelta(seconds=settings.authorization_seconds)),
-                per_tenant=settings.connections_per_tenant,
-            ),
-            completion=Completion(
-                database, data_keys, catalogue, operators, gateway, resolver, trail, places
-            ),
-            bindings=Bindings(database, registry, per_deployment=settings.bindings_per_deployment),
-            webhooks=webhooks,
-            erasure=erasure,
-            vending=(await enter(open_vending(settings, needs))).vending,
-        )
+        vending = (await enter(open_vending(settings, needs))).vending
+        service = _service(settings, needs, AuthRegistry(auth), resolver, revoker, erasure, vending)
         await enter(background(rewrapping.run()))
         yield Service(
             registrations=[
@@ -155,6 +106,64 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
             auditor=AuthAuditor(auth),
             checks={"postgres": database.check},
         )
+
+
+def _deliveries(settings: Settings, needs: Needs, http: httpx.AsyncClient) -> Deliveries:
+    return Deliveries(
+        needs.database,
+        needs.data_keys,
+        http,
+        first_retry=timedelta(seconds=settings.webhook_retry_seconds),
+        poll_seconds=settings.webhook_poll_seconds,
+    )
+
+
+def _revoker(settings: Settings, needs: Needs) -> Revoker:
+    return Revoker(
+        needs.database,
+        needs.data_keys,
+        needs.catalogue,
+        needs.clients,
+        needs.gateway,
+        needs.locks,
+        patience=timedelta(seconds=settings.provider_timeout_seconds) + _REFRESH_ENDS,
+        within=_REVOKED_WITHIN,
+    )
+
+
+def _service(
+    settings: Settings,
+    needs: Needs,
+    registry: Registry,
+    keys: Keys,
+    revoker: Revoker,
+    erasure: Erasure,
+    vending: Vending,
+) -> CredentialsService:
+    database, data_keys, catalogue = needs.database, needs.data_keys, needs.catalogue
+    clients, gateway, places = needs.clients, needs.gateway, Places(_CALLS_AT_ONCE)
+    most = settings.connections_per_tenant
+    redirect = Redirect(settings.redirect_url, timedelta(seconds=settings.authorization_seconds))
+    return CredentialsService(
+        catalogue=catalogue,
+        operators=clients,
+        connections=Connections(
+            database, data_keys, catalogue, gateway, registry, places, per_tenant=most
+        ),
+        deletion=Deletion(database, revoker, registry),
+        authorizations=Authorizations(
+            database, data_keys, catalogue, clients, gateway, registry, redirect, per_tenant=most
+        ),
+        completion=Completion(
+            database, data_keys, catalogue, clients, gateway, keys, needs.trail, places
+        ),
+        bindings=Bindings(database, registry, per_deployment=settings.bindings_per_deployment),
+        webhooks=Webhooks(
+            database, data_keys, allow_private_targets=settings.allow_private_targets
+        ),
+        erasure=erasure,
+        vending=vending,
+    )
 
 
 def _for_locks(settings: Settings) -> Settings:
