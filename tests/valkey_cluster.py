@@ -43,6 +43,7 @@ def cluster_settings(home: Path, port: int, user: str) -> ValkeySettings:
         valkey_cluster=True,
         valkey_user=user,
         valkey_password_file=password_files(home)[user],
+        valkey_timeout_seconds=30,
     )
 
 

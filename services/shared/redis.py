@@ -19,8 +19,6 @@ from services.shared.settings import ValkeySettings, secret_text
 # The client, so that who passes it on need not know the driver.
 Valkey: TypeAlias = redis.asyncio.Redis | RedisCluster
 
-# A hung server must fail a call well within its deadline.
-_SOCKET_TIMEOUT_SECONDS = 1.0
 _CONNECTIONS = 32
 _HEALTH_CHECK_SECONDS = 30
 _AWAY = (
@@ -58,11 +56,11 @@ def _single(settings: ValkeySettings) -> redis.asyncio.Redis:
         port=settings.valkey_port,
         username=settings.valkey_user or None,
         password=secret_text(settings.valkey_password_file),
-        socket_timeout=_SOCKET_TIMEOUT_SECONDS,
-        socket_connect_timeout=_SOCKET_TIMEOUT_SECONDS,
+        socket_timeout=settings.valkey_timeout_seconds,
+        socket_connect_timeout=settings.valkey_timeout_seconds,
         health_check_interval=_HEALTH_CHECK_SECONDS,
         max_connections=_CONNECTIONS,
-        timeout=_SOCKET_TIMEOUT_SECONDS,
+        timeout=settings.valkey_timeout_seconds,
         retry=Retry(NoBackoff(), 1),
     )
     return redis.asyncio.Redis.from_pool(pool)
@@ -87,8 +85,8 @@ def _cluster(settings: ValkeySettings) -> RedisCluster:
         port=settings.valkey_port,
         username=settings.valkey_user or None,
         password=secret_text(settings.valkey_password_file),
-        socket_timeout=_SOCKET_TIMEOUT_SECONDS,
-        socket_connect_timeout=_SOCKET_TIMEOUT_SECONDS,
+        socket_timeout=settings.valkey_timeout_seconds,
+        socket_connect_timeout=settings.valkey_timeout_seconds,
         health_check_interval=_HEALTH_CHECK_SECONDS,
         max_connections=2 * _CONNECTIONS,
         retry=Retry(NoBackoff(), 1),

@@ -67,6 +67,8 @@ class ValkeySettings(Environment):
     valkey_cluster: bool = False
     valkey_user: str = ""
     valkey_password_file: Path | None = None
+    # A hung server must fail a call well within its deadline.
+    valkey_timeout_seconds: float = Field(default=1.0, gt=0)
 
 
 class UnusableFileError(Exception):
