@@ -1,6 +1,6 @@
 """Refusals of connections and bindings, in the words of the commands."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from types import MappingProxyType
@@ -56,16 +56,14 @@ async def of_the_kind_there(session: Session, connection_id: str) -> AsyncIterat
         Refusal: instead of the call's own error.
         grpc.aio.AioRpcError: the call's own error.
     """
-    try:
-        yield
-    except grpc.aio.AioRpcError as error:
-        refusal = refusal_of(error, "")
-        if refusal.reason != "CONNECTION_KIND":
-            raise
+
+    async def fitting(refusal: Refusal) -> str:
         asked = pb.GetConnectionRequest(connection_id=connection_id)
         connection = (await session.credentials.GetConnection(asked)).connection
-        message = f"{refusal.message}: {how_to_mend(connection)}"
-        raise replace(refusal, message=message) from error
+        return f"{refusal.message}: {how_to_mend(connection)}"
+
+    async with _explained_by("CONNECTION_KIND", fitting):
+        yield
 
 
 @asynccontextmanager
@@ -76,18 +74,30 @@ async def alias_named(alias: str) -> AsyncIterator[None]:
         Refusal: instead of the call's own error.
         grpc.aio.AioRpcError: the call's own error.
     """
+
+    async def holding(refusal: Refusal) -> str:
+        holder = refusal.metadata.get("binding_id", "")
+        return (
+            f"{alias or 'the alias'} is the binding {holder} already; --replace swaps it,"
+            f" --alias makes another beside it, and bulkhead binding delete {holder} ends it"
+        )
+
+    async with _explained_by("ALIAS_TAKEN", holding):
+        yield
+
+
+@asynccontextmanager
+async def _explained_by(
+    reason: str, message: Callable[[Refusal], Awaitable[str]]
+) -> AsyncIterator[None]:
+    """Lets a call that is refused for the reason be refused with another message."""
     try:
         yield
     except grpc.aio.AioRpcError as error:
         refusal = refusal_of(error, "")
-        if refusal.reason != "ALIAS_TAKEN":
+        if refusal.reason != reason:
             raise
-        holder = refusal.metadata.get("binding_id", "")
-        message = (
-            f"{alias or 'the alias'} is the binding {holder} already; --replace swaps it,"
-            f" --alias makes another beside it, and bulkhead binding delete {holder} ends it"
-        )
-        raise replace(refusal, message=message) from error
+        raise replace(refusal, message=await message(refusal)) from error
 
 
 def checked_id(text: str, prefix: str) -> str:
