@@ -10,6 +10,7 @@ OperationId = NewType("OperationId", str)
 AuditEventId = NewType("AuditEventId", str)
 ConnectionId = NewType("ConnectionId", str)
 BindingId = NewType("BindingId", str)
+BackupId = NewType("BackupId", str)
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _LENGTH = 26
@@ -49,6 +50,11 @@ def new_connection_id() -> ConnectionId:
 def new_binding_id() -> BindingId:
     """Returns `bnd_…`."""
     return BindingId(f"bnd_{random_text()}")
+
+
+def new_backup_id() -> BackupId:
+    """Returns `bak_…`."""
+    return BackupId(f"bak_{random_text()}")
 
 
 def random_text(length: int = _LENGTH) -> str:

@@ -23,9 +23,10 @@ _sym_db = _symbol_database.Default()
 
 
 from bulkhead.common.v1 import access_pb2 as bulkhead_dot_common_dot_v1_dot_access__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+bulkhead/app_proxy/v1/routing_service.proto\x12\x15\x62ulkhead.app_proxy.v1\x1a\x1f\x62ulkhead/common/v1/access.proto\"\x8b\x01\n\x05Route\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\'\n\rdeployment_id\x18\x02 \x01(\tB\x10\xe2\xe0\x18\x0c\n\ndeployment\x12\x30\n\x05state\x18\x03 \x01(\x0e\x32!.bulkhead.app_proxy.v1.RouteState\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x0b\n\x03mcp\x18\x05 \x01(\x08\">\n\x0fPutRouteRequest\x12+\n\x05route\x18\x01 \x01(\x0b\x32\x1c.bulkhead.app_proxy.v1.Route\"\x12\n\x10PutRouteResponse\"\x1f\n\x0fGetRouteRequest\x12\x0c\n\x04host\x18\x01 \x01(\t\"?\n\x10GetRouteResponse\x12+\n\x05route\x18\x01 \x01(\x0b\x32\x1c.bulkhead.app_proxy.v1.Route\"=\n\x12\x44\x65leteRouteRequest\x12\'\n\rdeployment_id\x18\x01 \x01(\tB\x10\xe2\xe0\x18\x0c\n\ndeployment\"\x15\n\x13\x44\x65leteRouteResponse*t\n\nRouteState\x12\x1b\n\x17ROUTE_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14ROUTE_STATE_STARTING\x10\x01\x12\x17\n\x13ROUTE_STATE_RUNNING\x10\x02\x12\x16\n\x12ROUTE_STATE_FAILED\x10\x03\x32\xb6\x03\n\x0eRoutingService\x12\x87\x01\n\x08PutRoute\x12&.bulkhead.app_proxy.v1.PutRouteRequest\x1a\'.bulkhead.app_proxy.v1.PutRouteResponse\"*\xe2\xe0\x18&\n\x02\x06\x02\x12\x11\x64\x65ployments:write\x1a\x0bprovisioner \x01\x12\x86\x01\n\x08GetRoute\x12&.bulkhead.app_proxy.v1.GetRouteRequest\x1a\'.bulkhead.app_proxy.v1.GetRouteResponse\")\xe2\xe0\x18%\n\x02\x06\x02\x12\x10\x64\x65ployments:read\x1a\x0bprovisioner \x01\x12\x90\x01\n\x0b\x44\x65leteRoute\x12).bulkhead.app_proxy.v1.DeleteRouteRequest\x1a*.bulkhead.app_proxy.v1.DeleteRouteResponse\"*\xe2\xe0\x18&\n\x02\x06\x02\x12\x11\x64\x65ployments:write\x1a\x0bprovisioner \x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+bulkhead/app_proxy/v1/routing_service.proto\x12\x15\x62ulkhead.app_proxy.v1\x1a\x1f\x62ulkhead/common/v1/access.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa8\x01\n\x05Route\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\'\n\rdeployment_id\x18\x02 \x01(\tB\x10\xe2\xe0\x18\x0c\n\ndeployment\x12\x30\n\x05state\x18\x03 \x01(\x0e\x32!.bulkhead.app_proxy.v1.RouteState\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x0b\n\x03mcp\x18\x05 \x01(\x08\x12\x1b\n\x13\x64\x61tabase_generation\x18\x06 \x01(\x03\">\n\x0fPutRouteRequest\x12+\n\x05route\x18\x01 \x01(\x0b\x32\x1c.bulkhead.app_proxy.v1.Route\"\x12\n\x10PutRouteResponse\"\x1f\n\x0fGetRouteRequest\x12\x0c\n\x04host\x18\x01 \x01(\t\"?\n\x10GetRouteResponse\x12+\n\x05route\x18\x01 \x01(\x0b\x32\x1c.bulkhead.app_proxy.v1.Route\"=\n\x12\x44\x65leteRouteRequest\x12\'\n\rdeployment_id\x18\x01 \x01(\tB\x10\xe2\xe0\x18\x0c\n\ndeployment\"\x15\n\x13\x44\x65leteRouteResponse\"\x14\n\x12\x45raseTenantRequest\"U\n\x13\x45raseTenantResponse\x12.\n\nerase_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06routes\x18\x02 \x01(\x05*\x8f\x01\n\nRouteState\x12\x1b\n\x17ROUTE_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14ROUTE_STATE_STARTING\x10\x01\x12\x17\n\x13ROUTE_STATE_RUNNING\x10\x02\x12\x16\n\x12ROUTE_STATE_FAILED\x10\x03\x12\x19\n\x15ROUTE_STATE_SUSPENDED\x10\x04\x32\xc4\x04\n\x0eRoutingService\x12\x87\x01\n\x08PutRoute\x12&.bulkhead.app_proxy.v1.PutRouteRequest\x1a\'.bulkhead.app_proxy.v1.PutRouteResponse\"*\xe2\xe0\x18&\n\x02\x06\x02\x12\x11\x64\x65ployments:write\x1a\x0bprovisioner \x01\x12\x86\x01\n\x08GetRoute\x12&.bulkhead.app_proxy.v1.GetRouteRequest\x1a\'.bulkhead.app_proxy.v1.GetRouteResponse\")\xe2\xe0\x18%\n\x02\x06\x02\x12\x10\x64\x65ployments:read\x1a\x0bprovisioner \x01\x12\x90\x01\n\x0b\x44\x65leteRoute\x12).bulkhead.app_proxy.v1.DeleteRouteRequest\x1a*.bulkhead.app_proxy.v1.DeleteRouteResponse\"*\xe2\xe0\x18&\n\x02\x06\x02\x12\x11\x64\x65ployments:write\x1a\x0bprovisioner \x01\x12\x8b\x01\n\x0b\x45raseTenant\x12).bulkhead.app_proxy.v1.EraseTenantRequest\x1a*.bulkhead.app_proxy.v1.EraseTenantResponse\"%\xe2\xe0\x18!\n\x01\x06\x12\rtenants:write\x1a\x0bprovisioner \x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,22 +43,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ROUTINGSERVICE'].methods_by_name['GetRoute']._serialized_options = b'\342\340\030%\n\002\006\002\022\020deployments:read\032\013provisioner \001'
   _globals['_ROUTINGSERVICE'].methods_by_name['DeleteRoute']._loaded_options = None
   _globals['_ROUTINGSERVICE'].methods_by_name['DeleteRoute']._serialized_options = b'\342\340\030&\n\002\006\002\022\021deployments:write\032\013provisioner \001'
-  _globals['_ROUTESTATE']._serialized_start=513
-  _globals['_ROUTESTATE']._serialized_end=629
-  _globals['_ROUTE']._serialized_start=104
-  _globals['_ROUTE']._serialized_end=243
-  _globals['_PUTROUTEREQUEST']._serialized_start=245
-  _globals['_PUTROUTEREQUEST']._serialized_end=307
-  _globals['_PUTROUTERESPONSE']._serialized_start=309
-  _globals['_PUTROUTERESPONSE']._serialized_end=327
-  _globals['_GETROUTEREQUEST']._serialized_start=329
-  _globals['_GETROUTEREQUEST']._serialized_end=360
-  _globals['_GETROUTERESPONSE']._serialized_start=362
-  _globals['_GETROUTERESPONSE']._serialized_end=425
-  _globals['_DELETEROUTEREQUEST']._serialized_start=427
-  _globals['_DELETEROUTEREQUEST']._serialized_end=488
-  _globals['_DELETEROUTERESPONSE']._serialized_start=490
-  _globals['_DELETEROUTERESPONSE']._serialized_end=511
-  _globals['_ROUTINGSERVICE']._serialized_start=632
-  _globals['_ROUTINGSERVICE']._serialized_end=1070
+  _globals['_ROUTINGSERVICE'].methods_by_name['EraseTenant']._loaded_options = None
+  _globals['_ROUTINGSERVICE'].methods_by_name['EraseTenant']._serialized_options = b'\342\340\030!\n\001\006\022\rtenants:write\032\013provisioner \001'
+  _globals['_ROUTESTATE']._serialized_start=685
+  _globals['_ROUTESTATE']._serialized_end=828
+  _globals['_ROUTE']._serialized_start=137
+  _globals['_ROUTE']._serialized_end=305
+  _globals['_PUTROUTEREQUEST']._serialized_start=307
+  _globals['_PUTROUTEREQUEST']._serialized_end=369
+  _globals['_PUTROUTERESPONSE']._serialized_start=371
+  _globals['_PUTROUTERESPONSE']._serialized_end=389
+  _globals['_GETROUTEREQUEST']._serialized_start=391
+  _globals['_GETROUTEREQUEST']._serialized_end=422
+  _globals['_GETROUTERESPONSE']._serialized_start=424
+  _globals['_GETROUTERESPONSE']._serialized_end=487
+  _globals['_DELETEROUTEREQUEST']._serialized_start=489
+  _globals['_DELETEROUTEREQUEST']._serialized_end=550
+  _globals['_DELETEROUTERESPONSE']._serialized_start=552
+  _globals['_DELETEROUTERESPONSE']._serialized_end=573
+  _globals['_ERASETENANTREQUEST']._serialized_start=575
+  _globals['_ERASETENANTREQUEST']._serialized_end=595
+  _globals['_ERASETENANTRESPONSE']._serialized_start=597
+  _globals['_ERASETENANTRESPONSE']._serialized_end=682
+  _globals['_ROUTINGSERVICE']._serialized_start=831
+  _globals['_ROUTINGSERVICE']._serialized_end=1411
 # @@protoc_insertion_point(module_scope)

@@ -5,6 +5,7 @@ isort:skip_file
 
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
@@ -29,6 +30,8 @@ class _RouteStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RouteState
     ROUTE_STATE_RUNNING: _RouteState.ValueType  # 2
     ROUTE_STATE_FAILED: _RouteState.ValueType  # 3
     """It could not be made: 503 without a promise."""
+    ROUTE_STATE_SUSPENDED: _RouteState.ValueType  # 4
+    """It is suspended: 402."""
 
 class RouteState(_RouteState, metaclass=_RouteStateEnumTypeWrapper): ...
 
@@ -38,6 +41,8 @@ ROUTE_STATE_STARTING: RouteState.ValueType  # 1
 ROUTE_STATE_RUNNING: RouteState.ValueType  # 2
 ROUTE_STATE_FAILED: RouteState.ValueType  # 3
 """It could not be made: 503 without a promise."""
+ROUTE_STATE_SUSPENDED: RouteState.ValueType  # 4
+"""It is suspended: 402."""
 Global___RouteState: _TypeAlias = RouteState  # noqa: Y015
 
 @_typing.final
@@ -49,6 +54,7 @@ class Route(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     MCP_FIELD_NUMBER: _builtins.int
+    DATABASE_GENERATION_FIELD_NUMBER: _builtins.int
     host: _builtins.str
     """Lower case, without a port."""
     deployment_id: _builtins.str
@@ -57,6 +63,8 @@ class Route(_message.Message):
     """What `llms.txt` calls it."""
     mcp: _builtins.bool
     """Serves `/mcp`, `/llms.txt` and `/manifest.json`."""
+    database_generation: _builtins.int
+    """Of its database's passwords: pools of another one are replaced."""
     def __init__(
         self,
         *,
@@ -65,10 +73,11 @@ class Route(_message.Message):
         state: Global___RouteState.ValueType = ...,
         name: _builtins.str = ...,
         mcp: _builtins.bool = ...,
+        database_generation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment_id", b"deployment_id", "host", b"host", "mcp", b"mcp", "name", b"name", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["database_generation", b"database_generation", "deployment_id", b"deployment_id", "host", b"host", "mcp", b"mcp", "name", b"name", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -181,3 +190,41 @@ class DeleteRouteResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteRouteResponse: _TypeAlias = DeleteRouteResponse  # noqa: Y015
+
+@_typing.final
+class EraseTenantRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EraseTenantRequest: _TypeAlias = EraseTenantRequest  # noqa: Y015
+
+@_typing.final
+class EraseTenantResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ERASE_TIME_FIELD_NUMBER: _builtins.int
+    ROUTES_FIELD_NUMBER: _builtins.int
+    routes: _builtins.int
+    @_builtins.property
+    def erase_time(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        erase_time: _timestamp_pb2.Timestamp | None = ...,
+        routes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["erase_time", b"erase_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["erase_time", b"erase_time", "routes", b"routes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EraseTenantResponse: _TypeAlias = EraseTenantResponse  # noqa: Y015

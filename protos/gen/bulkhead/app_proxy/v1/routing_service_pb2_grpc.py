@@ -50,6 +50,11 @@ class RoutingServiceStub:
                 request_serializer=bulkhead_dot_app__proxy_dot_v1_dot_routing__service__pb2.DeleteRouteRequest.SerializeToString,
                 response_deserializer=bulkhead_dot_app__proxy_dot_v1_dot_routing__service__pb2.DeleteRouteResponse.FromString,
                 _registered_method=True)
+        self.EraseTenant = channel.unary_unary(
+                '/bulkhead.app_proxy.v1.RoutingService/EraseTenant',
+                request_serializer=bulkhead_dot_app__proxy_dot_v1_dot_routing__service__pb2.EraseTenantRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_app__proxy_dot_v1_dot_routing__service__pb2.EraseTenantResponse.FromString,
+                _registered_method=True)
 
 
 class RoutingServiceServicer:
@@ -78,6 +83,13 @@ class RoutingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def EraseTenant(self, request, context):
+        """Every host of the tenant is unknown when this returns, and none can be put again. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RoutingServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -95,6 +107,11 @@ def add_RoutingServiceServicer_to_server(servicer, server):
                     servicer.DeleteRoute,
                     request_deserializer=bulkhead_dot_app__proxy_dot_v1_dot_routing__service__pb2.DeleteRouteRequest.FromString,
                     response_serializer=bulkhead_dot_app__proxy_dot_v1_dot_routing__service__pb2.DeleteRouteResponse.SerializeToString,
+            ),
+            'EraseTenant': grpc.unary_unary_rpc_method_handler(
+                    servicer.EraseTenant,
+                    request_deserializer=bulkhead_dot_app__proxy_dot_v1_dot_routing__service__pb2.EraseTenantRequest.FromString,
+                    response_serializer=bulkhead_dot_app__proxy_dot_v1_dot_routing__service__pb2.EraseTenantResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -179,6 +196,33 @@ class RoutingService:
             '/bulkhead.app_proxy.v1.RoutingService/DeleteRoute',
             bulkhead_dot_app__proxy_dot_v1_dot_routing__service__pb2.DeleteRouteRequest.SerializeToString,
             bulkhead_dot_app__proxy_dot_v1_dot_routing__service__pb2.DeleteRouteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EraseTenant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.app_proxy.v1.RoutingService/EraseTenant',
+            bulkhead_dot_app__proxy_dot_v1_dot_routing__service__pb2.EraseTenantRequest.SerializeToString,
+            bulkhead_dot_app__proxy_dot_v1_dot_routing__service__pb2.EraseTenantResponse.FromString,
             options,
             channel_credentials,
             insecure,

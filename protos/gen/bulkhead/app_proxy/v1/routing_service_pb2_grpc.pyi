@@ -24,6 +24,8 @@ class RoutingServiceStub:
     """By exact host name."""
     DeleteRoute: _aio.UnaryUnaryMultiCallable[_routing_service_pb2.DeleteRouteRequest, _routing_service_pb2.DeleteRouteResponse]
     """The host is unknown when this returns. Idempotent."""
+    EraseTenant: _aio.UnaryUnaryMultiCallable[_routing_service_pb2.EraseTenantRequest, _routing_service_pb2.EraseTenantResponse]
+    """Every host of the tenant is unknown when this returns, and none can be put again. Idempotent."""
 
 class RoutingServiceServicer(metaclass=_abc_1.ABCMeta):
     """Which host belongs to which deployment. Written by the provisioner, read by the front door."""
@@ -53,5 +55,13 @@ class RoutingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_routing_service_pb2.DeleteRouteRequest, _abc.Awaitable[_routing_service_pb2.DeleteRouteResponse]],
     ) -> _abc.Awaitable[_routing_service_pb2.DeleteRouteResponse]:
         """The host is unknown when this returns. Idempotent."""
+
+    @_abc_1.abstractmethod
+    def EraseTenant(
+        self,
+        request: _routing_service_pb2.EraseTenantRequest,
+        context: _aio.ServicerContext[_routing_service_pb2.EraseTenantRequest, _abc.Awaitable[_routing_service_pb2.EraseTenantResponse]],
+    ) -> _abc.Awaitable[_routing_service_pb2.EraseTenantResponse]:
+        """Every host of the tenant is unknown when this returns, and none can be put again. Idempotent."""
 
 def add_RoutingServiceServicer_to_server(servicer: RoutingServiceServicer, server: _aio.Server) -> None: ...

@@ -55,6 +55,11 @@ class AuthServiceStub:
                 request_serializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.CloseTenantRequest.SerializeToString,
                 response_deserializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.CloseTenantResponse.FromString,
                 _registered_method=True)
+        self.EraseTenant = channel.unary_unary(
+                '/bulkhead.auth.v1.AuthService/EraseTenant',
+                request_serializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.EraseTenantRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.EraseTenantResponse.FromString,
+                _registered_method=True)
         self.IssueSupportKey = channel.unary_unary(
                 '/bulkhead.auth.v1.AuthService/IssueSupportKey',
                 request_serializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.IssueSupportKeyRequest.SerializeToString,
@@ -173,6 +178,14 @@ class AuthServiceServicer:
         that was presented and a new one of the calling service, with which what the tenant had is torn
         down. Repeating it gives another; a tenant's own key does not open it, since it could not repeat
         what ended it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EraseTenant(self, request, context):
+        """Erases every row of a closed tenant: keys, members, ids, audit log. What stays is a tombstone: the
+        tenant's id, and the job key that asks, until it expires. Repeating it answers the same.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -330,6 +343,11 @@ def add_AuthServiceServicer_to_server(servicer, server):
                     servicer.CloseTenant,
                     request_deserializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.CloseTenantRequest.FromString,
                     response_serializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.CloseTenantResponse.SerializeToString,
+            ),
+            'EraseTenant': grpc.unary_unary_rpc_method_handler(
+                    servicer.EraseTenant,
+                    request_deserializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.EraseTenantRequest.FromString,
+                    response_serializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.EraseTenantResponse.SerializeToString,
             ),
             'IssueSupportKey': grpc.unary_unary_rpc_method_handler(
                     servicer.IssueSupportKey,
@@ -526,6 +544,33 @@ class AuthService:
             '/bulkhead.auth.v1.AuthService/CloseTenant',
             bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.CloseTenantRequest.SerializeToString,
             bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.CloseTenantResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EraseTenant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.auth.v1.AuthService/EraseTenant',
+            bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.EraseTenantRequest.SerializeToString,
+            bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.EraseTenantResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -30,6 +30,10 @@ class AuthServiceStub:
     down. Repeating it gives another; a tenant's own key does not open it, since it could not repeat
     what ended it.
     """
+    EraseTenant: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.EraseTenantRequest, _auth_service_pb2.EraseTenantResponse]
+    """Erases every row of a closed tenant: keys, members, ids, audit log. What stays is a tombstone: the
+    tenant's id, and the job key that asks, until it expires. Repeating it answers the same.
+    """
     IssueSupportKey: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.IssueSupportKeyRequest, _auth_service_pb2.IssueSupportKeyResponse]
     """Exchanges a tenant's id for a key of that tenant, of at most an hour. It is the one request
     that names a tenant. Written to the tenant's own audit log, with the reason, and shown in its
@@ -124,6 +128,16 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         that was presented and a new one of the calling service, with which what the tenant had is torn
         down. Repeating it gives another; a tenant's own key does not open it, since it could not repeat
         what ended it.
+        """
+
+    @_abc_1.abstractmethod
+    def EraseTenant(
+        self,
+        request: _auth_service_pb2.EraseTenantRequest,
+        context: _aio.ServicerContext[_auth_service_pb2.EraseTenantRequest, _abc.Awaitable[_auth_service_pb2.EraseTenantResponse]],
+    ) -> _abc.Awaitable[_auth_service_pb2.EraseTenantResponse]:
+        """Erases every row of a closed tenant: keys, members, ids, audit log. What stays is a tombstone: the
+        tenant's id, and the job key that asks, until it expires. Repeating it answers the same.
         """
 
     @_abc_1.abstractmethod

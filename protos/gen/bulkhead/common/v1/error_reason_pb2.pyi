@@ -134,6 +134,30 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """Whoever holds the key-encryption keys does not let the service do that. FAILED_PRECONDITION.
     Example: DestroyKeyEncryptionKey of a mounted secret, which its owner removes.
     """
+    ERROR_REASON_DEPLOYMENT_SUSPENDED: _ErrorReason.ValueType  # 70
+    """The deployment is suspended; resuming it ends that. FAILED_PRECONDITION, and 402 at the front door."""
+    ERROR_REASON_OPERATION_RUNNING: _ErrorReason.ValueType  # 71
+    """Something else is being done with the deployment; metadata: `operation_id`. FAILED_PRECONDITION.
+    Example: RotateDatabaseCredentials while an earlier rotation's overlap lasts.
+    """
+    ERROR_REASON_RESOURCE_LIMIT: _ErrorReason.ValueType  # 72
+    """The deployment has as many secrets, or as many backups, as it may have. RESOURCE_EXHAUSTED with
+    QuotaFailure.
+    """
+    ERROR_REASON_SHOWN_BEFORE: _ErrorReason.ValueType  # 73
+    """It was shown before, and is shown once. FAILED_PRECONDITION.
+    Example: RevealBootstrapAdmin, the second time.
+    """
+    ERROR_REASON_RESOURCE_LOST: _ErrorReason.ValueType  # 74
+    """It went without our doing, and what was in it is gone. FAILED_PRECONDITION.
+    Example: GetEnvironment of a deployment whose bucket somebody removed.
+    """
+    ERROR_REASON_SECRET_UNREADABLE: _ErrorReason.ValueType  # 75
+    """What is kept cannot be decrypted: it was changed, or its key is gone. FAILED_PRECONDITION."""
+    ERROR_REASON_NOT_SUSPENDED: _ErrorReason.ValueType  # 76
+    """The deployment is not suspended, and never was. FAILED_PRECONDITION."""
+    ERROR_REASON_TENANT_DELETING: _ErrorReason.ValueType  # 77
+    """The tenant is being deleted. FAILED_PRECONDITION."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call was refused: the `reason` of `google.rpc.ErrorInfo`, domain `bulkhead`, without the
@@ -252,4 +276,28 @@ ERROR_REASON_KEYRING_READ_ONLY: ErrorReason.ValueType  # 64
 """Whoever holds the key-encryption keys does not let the service do that. FAILED_PRECONDITION.
 Example: DestroyKeyEncryptionKey of a mounted secret, which its owner removes.
 """
+ERROR_REASON_DEPLOYMENT_SUSPENDED: ErrorReason.ValueType  # 70
+"""The deployment is suspended; resuming it ends that. FAILED_PRECONDITION, and 402 at the front door."""
+ERROR_REASON_OPERATION_RUNNING: ErrorReason.ValueType  # 71
+"""Something else is being done with the deployment; metadata: `operation_id`. FAILED_PRECONDITION.
+Example: RotateDatabaseCredentials while an earlier rotation's overlap lasts.
+"""
+ERROR_REASON_RESOURCE_LIMIT: ErrorReason.ValueType  # 72
+"""The deployment has as many secrets, or as many backups, as it may have. RESOURCE_EXHAUSTED with
+QuotaFailure.
+"""
+ERROR_REASON_SHOWN_BEFORE: ErrorReason.ValueType  # 73
+"""It was shown before, and is shown once. FAILED_PRECONDITION.
+Example: RevealBootstrapAdmin, the second time.
+"""
+ERROR_REASON_RESOURCE_LOST: ErrorReason.ValueType  # 74
+"""It went without our doing, and what was in it is gone. FAILED_PRECONDITION.
+Example: GetEnvironment of a deployment whose bucket somebody removed.
+"""
+ERROR_REASON_SECRET_UNREADABLE: ErrorReason.ValueType  # 75
+"""What is kept cannot be decrypted: it was changed, or its key is gone. FAILED_PRECONDITION."""
+ERROR_REASON_NOT_SUSPENDED: ErrorReason.ValueType  # 76
+"""The deployment is not suspended, and never was. FAILED_PRECONDITION."""
+ERROR_REASON_TENANT_DELETING: ErrorReason.ValueType  # 77
+"""The tenant is being deleted. FAILED_PRECONDITION."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -105,6 +105,16 @@ class CredentialsServiceStub:
                 request_serializer=bulkhead_dot_credentials_dot_v1_dot_credentials__service__pb2.ReleaseDeploymentRequest.SerializeToString,
                 response_deserializer=bulkhead_dot_credentials_dot_v1_dot_credentials__service__pb2.ReleaseDeploymentResponse.FromString,
                 _registered_method=True)
+        self.SuspendDeployment = channel.unary_unary(
+                '/bulkhead.credentials.v1.CredentialsService/SuspendDeployment',
+                request_serializer=bulkhead_dot_credentials_dot_v1_dot_credentials__service__pb2.SuspendDeploymentRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_credentials_dot_v1_dot_credentials__service__pb2.SuspendDeploymentResponse.FromString,
+                _registered_method=True)
+        self.ResumeDeployment = channel.unary_unary(
+                '/bulkhead.credentials.v1.CredentialsService/ResumeDeployment',
+                request_serializer=bulkhead_dot_credentials_dot_v1_dot_credentials__service__pb2.ResumeDeploymentRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_credentials_dot_v1_dot_credentials__service__pb2.ResumeDeploymentResponse.FromString,
+                _registered_method=True)
         self.Vend = channel.unary_unary(
                 '/bulkhead.credentials.v1.CredentialsService/Vend',
                 request_serializer=bulkhead_dot_credentials_dot_v1_dot_credentials__service__pb2.VendRequest.SerializeToString,
@@ -249,6 +259,20 @@ class CredentialsServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SuspendDeployment(self, request, context):
+        """Nothing is vended to the deployment when this returns; its bindings stay. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeDeployment(self, request, context):
+        """Ends a suspension. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Vend(self, request, context):
         """Hands out access tokens: to a deployment's key along its bindings, to a connection's key that
         one connection. Each is written to the audit log before it is answered.
@@ -366,6 +390,16 @@ def add_CredentialsServiceServicer_to_server(servicer, server):
                     servicer.ReleaseDeployment,
                     request_deserializer=bulkhead_dot_credentials_dot_v1_dot_credentials__service__pb2.ReleaseDeploymentRequest.FromString,
                     response_serializer=bulkhead_dot_credentials_dot_v1_dot_credentials__service__pb2.ReleaseDeploymentResponse.SerializeToString,
+            ),
+            'SuspendDeployment': grpc.unary_unary_rpc_method_handler(
+                    servicer.SuspendDeployment,
+                    request_deserializer=bulkhead_dot_credentials_dot_v1_dot_credentials__service__pb2.SuspendDeploymentRequest.FromString,
+                    response_serializer=bulkhead_dot_credentials_dot_v1_dot_credentials__service__pb2.SuspendDeploymentResponse.SerializeToString,
+            ),
+            'ResumeDeployment': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeDeployment,
+                    request_deserializer=bulkhead_dot_credentials_dot_v1_dot_credentials__service__pb2.ResumeDeploymentRequest.FromString,
+                    response_serializer=bulkhead_dot_credentials_dot_v1_dot_credentials__service__pb2.ResumeDeploymentResponse.SerializeToString,
             ),
             'Vend': grpc.unary_unary_rpc_method_handler(
                     servicer.Vend,
@@ -777,6 +811,60 @@ class CredentialsService:
             '/bulkhead.credentials.v1.CredentialsService/ReleaseDeployment',
             bulkhead_dot_credentials_dot_v1_dot_credentials__service__pb2.ReleaseDeploymentRequest.SerializeToString,
             bulkhead_dot_credentials_dot_v1_dot_credentials__service__pb2.ReleaseDeploymentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SuspendDeployment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.credentials.v1.CredentialsService/SuspendDeployment',
+            bulkhead_dot_credentials_dot_v1_dot_credentials__service__pb2.SuspendDeploymentRequest.SerializeToString,
+            bulkhead_dot_credentials_dot_v1_dot_credentials__service__pb2.SuspendDeploymentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeDeployment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.credentials.v1.CredentialsService/ResumeDeployment',
+            bulkhead_dot_credentials_dot_v1_dot_credentials__service__pb2.ResumeDeploymentRequest.SerializeToString,
+            bulkhead_dot_credentials_dot_v1_dot_credentials__service__pb2.ResumeDeploymentResponse.FromString,
             options,
             channel_credentials,
             insecure,

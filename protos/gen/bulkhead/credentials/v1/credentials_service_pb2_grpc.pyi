@@ -60,6 +60,10 @@ class CredentialsServiceStub:
     """Bindings, newest first: the tenant's, or those of the presented deployment key alone."""
     ReleaseDeployment: _aio.UnaryUnaryMultiCallable[_credentials_service_pb2.ReleaseDeploymentRequest, _credentials_service_pb2.ReleaseDeploymentResponse]
     """Ends every binding of a deployment that is going. Idempotent."""
+    SuspendDeployment: _aio.UnaryUnaryMultiCallable[_credentials_service_pb2.SuspendDeploymentRequest, _credentials_service_pb2.SuspendDeploymentResponse]
+    """Nothing is vended to the deployment when this returns; its bindings stay. Idempotent."""
+    ResumeDeployment: _aio.UnaryUnaryMultiCallable[_credentials_service_pb2.ResumeDeploymentRequest, _credentials_service_pb2.ResumeDeploymentResponse]
+    """Ends a suspension. Idempotent."""
     Vend: _aio.UnaryUnaryMultiCallable[_credentials_service_pb2.VendRequest, _credentials_service_pb2.VendResponse]
     """Hands out access tokens: to a deployment's key along its bindings, to a connection's key that
     one connection. Each is written to the audit log before it is answered.
@@ -209,6 +213,22 @@ class CredentialsServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_credentials_service_pb2.ReleaseDeploymentRequest, _abc.Awaitable[_credentials_service_pb2.ReleaseDeploymentResponse]],
     ) -> _abc.Awaitable[_credentials_service_pb2.ReleaseDeploymentResponse]:
         """Ends every binding of a deployment that is going. Idempotent."""
+
+    @_abc_1.abstractmethod
+    def SuspendDeployment(
+        self,
+        request: _credentials_service_pb2.SuspendDeploymentRequest,
+        context: _aio.ServicerContext[_credentials_service_pb2.SuspendDeploymentRequest, _abc.Awaitable[_credentials_service_pb2.SuspendDeploymentResponse]],
+    ) -> _abc.Awaitable[_credentials_service_pb2.SuspendDeploymentResponse]:
+        """Nothing is vended to the deployment when this returns; its bindings stay. Idempotent."""
+
+    @_abc_1.abstractmethod
+    def ResumeDeployment(
+        self,
+        request: _credentials_service_pb2.ResumeDeploymentRequest,
+        context: _aio.ServicerContext[_credentials_service_pb2.ResumeDeploymentRequest, _abc.Awaitable[_credentials_service_pb2.ResumeDeploymentResponse]],
+    ) -> _abc.Awaitable[_credentials_service_pb2.ResumeDeploymentResponse]:
+        """Ends a suspension. Idempotent."""
 
     @_abc_1.abstractmethod
     def Vend(

@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -35,6 +36,8 @@ class _DeploymentStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Deplo
     DEPLOYMENT_STATE_DELETING: _DeploymentState.ValueType  # 4
     """Keys and route are dead, resources are going."""
     DEPLOYMENT_STATE_DELETED: _DeploymentState.ValueType  # 5
+    DEPLOYMENT_STATE_SUSPENDED: _DeploymentState.ValueType  # 6
+    """Its host answers 402, nothing is vended to it, its database sleeps."""
 
 class DeploymentState(_DeploymentState, metaclass=_DeploymentStateEnumTypeWrapper): ...
 
@@ -47,7 +50,98 @@ DEPLOYMENT_STATE_FAILED: DeploymentState.ValueType  # 3
 DEPLOYMENT_STATE_DELETING: DeploymentState.ValueType  # 4
 """Keys and route are dead, resources are going."""
 DEPLOYMENT_STATE_DELETED: DeploymentState.ValueType  # 5
+DEPLOYMENT_STATE_SUSPENDED: DeploymentState.ValueType  # 6
+"""Its host answers 402, nothing is vended to it, its database sleeps."""
 Global___DeploymentState: _TypeAlias = DeploymentState  # noqa: Y015
+
+class _ResourceKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ResourceKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ResourceKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RESOURCE_KIND_UNSPECIFIED: _ResourceKind.ValueType  # 0
+    RESOURCE_KIND_KEYS: _ResourceKind.ValueType  # 1
+    """Its keys, in auth."""
+    RESOURCE_KIND_ROUTE: _ResourceKind.ValueType  # 2
+    """Its host, at the front door."""
+    RESOURCE_KIND_LOANS: _ResourceKind.ValueType  # 3
+    """What is lent to it, in credentials."""
+    RESOURCE_KIND_COUNTERS: _ResourceKind.ValueType  # 4
+    """Its counters, in ratelimit."""
+    RESOURCE_KIND_DATABASE: _ResourceKind.ValueType  # 5
+    RESOURCE_KIND_BUCKET: _ResourceKind.ValueType  # 6
+    RESOURCE_KIND_SECRETS: _ResourceKind.ValueType  # 7
+    """Its secrets and its first administrator."""
+    RESOURCE_KIND_BACKUPS: _ResourceKind.ValueType  # 8
+    """Backups of its database."""
+
+class ResourceKind(_ResourceKind, metaclass=_ResourceKindEnumTypeWrapper):
+    """What a deployment is made of."""
+
+RESOURCE_KIND_UNSPECIFIED: ResourceKind.ValueType  # 0
+RESOURCE_KIND_KEYS: ResourceKind.ValueType  # 1
+"""Its keys, in auth."""
+RESOURCE_KIND_ROUTE: ResourceKind.ValueType  # 2
+"""Its host, at the front door."""
+RESOURCE_KIND_LOANS: ResourceKind.ValueType  # 3
+"""What is lent to it, in credentials."""
+RESOURCE_KIND_COUNTERS: ResourceKind.ValueType  # 4
+"""Its counters, in ratelimit."""
+RESOURCE_KIND_DATABASE: ResourceKind.ValueType  # 5
+RESOURCE_KIND_BUCKET: ResourceKind.ValueType  # 6
+RESOURCE_KIND_SECRETS: ResourceKind.ValueType  # 7
+"""Its secrets and its first administrator."""
+RESOURCE_KIND_BACKUPS: ResourceKind.ValueType  # 8
+"""Backups of its database."""
+Global___ResourceKind: _TypeAlias = ResourceKind  # noqa: Y015
+
+class _ResourceState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ResourceStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ResourceState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RESOURCE_STATE_UNSPECIFIED: _ResourceState.ValueType  # 0
+    RESOURCE_STATE_PENDING: _ResourceState.ValueType  # 1
+    """Being made."""
+    RESOURCE_STATE_READY: _ResourceState.ValueType  # 2
+    RESOURCE_STATE_SLEEPING: _ResourceState.ValueType  # 3
+    """It wakes when it is used."""
+    RESOURCE_STATE_DEGRADED: _ResourceState.ValueType  # 4
+    """It is not as it should be, and is being mended; the reason says what is known."""
+    RESOURCE_STATE_LOST: _ResourceState.ValueType  # 5
+    """It went without our doing, and its content with it. It is not made anew, empty, behind anybody's
+    back.
+    """
+    RESOURCE_STATE_GOING: _ResourceState.ValueType  # 6
+    """Access to it is dead, and it is being destroyed."""
+    RESOURCE_STATE_GONE: _ResourceState.ValueType  # 7
+    """Destroyed, and looked after: nothing is left."""
+    RESOURCE_STATE_SUSPENDED: _ResourceState.ValueType  # 8
+    """Its deployment is suspended."""
+
+class ResourceState(_ResourceState, metaclass=_ResourceStateEnumTypeWrapper): ...
+
+RESOURCE_STATE_UNSPECIFIED: ResourceState.ValueType  # 0
+RESOURCE_STATE_PENDING: ResourceState.ValueType  # 1
+"""Being made."""
+RESOURCE_STATE_READY: ResourceState.ValueType  # 2
+RESOURCE_STATE_SLEEPING: ResourceState.ValueType  # 3
+"""It wakes when it is used."""
+RESOURCE_STATE_DEGRADED: ResourceState.ValueType  # 4
+"""It is not as it should be, and is being mended; the reason says what is known."""
+RESOURCE_STATE_LOST: ResourceState.ValueType  # 5
+"""It went without our doing, and its content with it. It is not made anew, empty, behind anybody's
+back.
+"""
+RESOURCE_STATE_GOING: ResourceState.ValueType  # 6
+"""Access to it is dead, and it is being destroyed."""
+RESOURCE_STATE_GONE: ResourceState.ValueType  # 7
+"""Destroyed, and looked after: nothing is left."""
+RESOURCE_STATE_SUSPENDED: ResourceState.ValueType  # 8
+"""Its deployment is suspended."""
+Global___ResourceState: _TypeAlias = ResourceState  # noqa: Y015
 
 class _OperationKind:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -58,13 +152,65 @@ class _OperationKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Operati
     OPERATION_KIND_UNSPECIFIED: _OperationKind.ValueType  # 0
     OPERATION_KIND_CREATE: _OperationKind.ValueType  # 1
     OPERATION_KIND_DELETE: _OperationKind.ValueType  # 2
+    OPERATION_KIND_SUSPEND: _OperationKind.ValueType  # 3
+    OPERATION_KIND_RESUME: _OperationKind.ValueType  # 4
+    OPERATION_KIND_ROTATE: _OperationKind.ValueType  # 5
+    OPERATION_KIND_BACK_UP: _OperationKind.ValueType  # 6
+    OPERATION_KIND_DELETE_TENANT: _OperationKind.ValueType  # 7
+    """Of a whole tenant; it names no deployment."""
 
 class OperationKind(_OperationKind, metaclass=_OperationKindEnumTypeWrapper): ...
 
 OPERATION_KIND_UNSPECIFIED: OperationKind.ValueType  # 0
 OPERATION_KIND_CREATE: OperationKind.ValueType  # 1
 OPERATION_KIND_DELETE: OperationKind.ValueType  # 2
+OPERATION_KIND_SUSPEND: OperationKind.ValueType  # 3
+OPERATION_KIND_RESUME: OperationKind.ValueType  # 4
+OPERATION_KIND_ROTATE: OperationKind.ValueType  # 5
+OPERATION_KIND_BACK_UP: OperationKind.ValueType  # 6
+OPERATION_KIND_DELETE_TENANT: OperationKind.ValueType  # 7
+"""Of a whole tenant; it names no deployment."""
 Global___OperationKind: _TypeAlias = OperationKind  # noqa: Y015
+
+class _BackupTarget:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _BackupTargetEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BackupTarget.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    BACKUP_TARGET_UNSPECIFIED: _BackupTarget.ValueType  # 0
+    BACKUP_TARGET_FILE: _BackupTarget.ValueType  # 1
+    """A file in the provisioner's own store."""
+    BACKUP_TARGET_BUCKET: _BackupTarget.ValueType  # 2
+    """An object in the deployment's bucket."""
+
+class BackupTarget(_BackupTarget, metaclass=_BackupTargetEnumTypeWrapper): ...
+
+BACKUP_TARGET_UNSPECIFIED: BackupTarget.ValueType  # 0
+BACKUP_TARGET_FILE: BackupTarget.ValueType  # 1
+"""A file in the provisioner's own store."""
+BACKUP_TARGET_BUCKET: BackupTarget.ValueType  # 2
+"""An object in the deployment's bucket."""
+Global___BackupTarget: _TypeAlias = BackupTarget  # noqa: Y015
+
+class _BackupState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _BackupStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BackupState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    BACKUP_STATE_UNSPECIFIED: _BackupState.ValueType  # 0
+    BACKUP_STATE_RUNNING: _BackupState.ValueType  # 1
+    BACKUP_STATE_READY: _BackupState.ValueType  # 2
+    BACKUP_STATE_FAILED: _BackupState.ValueType  # 3
+
+class BackupState(_BackupState, metaclass=_BackupStateEnumTypeWrapper): ...
+
+BACKUP_STATE_UNSPECIFIED: BackupState.ValueType  # 0
+BACKUP_STATE_RUNNING: BackupState.ValueType  # 1
+BACKUP_STATE_READY: BackupState.ValueType  # 2
+BACKUP_STATE_FAILED: BackupState.ValueType  # 3
+Global___BackupState: _TypeAlias = BackupState  # noqa: Y015
 
 class _OperationState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -117,6 +263,14 @@ class Deployment(_message.Message):
     MCP_FIELD_NUMBER: _builtins.int
     DATABASE_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    BUCKET_FIELD_NUMBER: _builtins.int
+    BOOTSTRAP_ADMIN_FIELD_NUMBER: _builtins.int
+    STORAGE_BYTES_FIELD_NUMBER: _builtins.int
+    IDLE_TIMEOUT_FIELD_NUMBER: _builtins.int
+    SOURCE_DEPLOYMENT_ID_FIELD_NUMBER: _builtins.int
+    SOURCE_BACKUP_ID_FIELD_NUMBER: _builtins.int
+    RESOURCES_FIELD_NUMBER: _builtins.int
+    LAST_OPERATION_FIELD_NUMBER: _builtins.int
     deployment_id: _builtins.str
     """`dep_…`"""
     name: _builtins.str
@@ -127,8 +281,29 @@ class Deployment(_message.Message):
     """It answers MCP at `/mcp`."""
     database: _builtins.bool
     """It has a Postgres server of its own."""
+    bucket: _builtins.bool
+    """It has a bucket of its own."""
+    bootstrap_admin: _builtins.bool
+    """A first administrator's password was made for it."""
+    storage_bytes: _builtins.int
+    """How much its database may hold, in bytes."""
+    source_deployment_id: _builtins.str
+    """Where the database came from, when it is a branch or was restored."""
+    source_backup_id: _builtins.str
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def idle_timeout(self) -> _duration_pb2.Duration:
+        """How long its database is awake without use; zero: always."""
+
+    @_builtins.property
+    def resources(self) -> _containers.RepeatedCompositeFieldContainer[Global___Resource]:
+        """What it is made of, in the order of the kinds."""
+
+    @_builtins.property
+    def last_operation(self) -> Global___Operation:
+        """What is being done with it, or was done last."""
+
     def __init__(
         self,
         *,
@@ -139,14 +314,68 @@ class Deployment(_message.Message):
         mcp: _builtins.bool = ...,
         database: _builtins.bool = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        bucket: _builtins.bool = ...,
+        bootstrap_admin: _builtins.bool = ...,
+        storage_bytes: _builtins.int = ...,
+        idle_timeout: _duration_pb2.Duration | None = ...,
+        source_deployment_id: _builtins.str = ...,
+        source_backup_id: _builtins.str = ...,
+        resources: _abc.Iterable[Global___Resource] | None = ...,
+        last_operation: Global___Operation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "idle_timeout", b"idle_timeout", "last_operation", b"last_operation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "database", b"database", "deployment_id", b"deployment_id", "host", b"host", "mcp", b"mcp", "name", b"name", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bootstrap_admin", b"bootstrap_admin", "bucket", b"bucket", "create_time", b"create_time", "database", b"database", "deployment_id", b"deployment_id", "host", b"host", "idle_timeout", b"idle_timeout", "last_operation", b"last_operation", "mcp", b"mcp", "name", b"name", "resources", b"resources", "source_backup_id", b"source_backup_id", "source_deployment_id", b"source_deployment_id", "state", b"state", "storage_bytes", b"storage_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Deployment: _TypeAlias = Deployment  # noqa: Y015
+
+@_typing.final
+class Resource(_message.Message):
+    """One part of a deployment, and how it is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    SINCE_TIME_FIELD_NUMBER: _builtins.int
+    USED_BYTES_FIELD_NUMBER: _builtins.int
+    MEASURE_TIME_FIELD_NUMBER: _builtins.int
+    OVER_QUOTA_FIELD_NUMBER: _builtins.int
+    kind: Global___ResourceKind.ValueType
+    state: Global___ResourceState.ValueType
+    reason: _builtins.str
+    """Why it is not as it should be; empty when it is."""
+    used_bytes: _builtins.int
+    """Of a database, when it was last measured."""
+    over_quota: _builtins.bool
+    """Writes are refused until something is deleted or the quota raised."""
+    @_builtins.property
+    def since_time(self) -> _timestamp_pb2.Timestamp:
+        """Since when it has been in this state."""
+
+    @_builtins.property
+    def measure_time(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        kind: Global___ResourceKind.ValueType = ...,
+        state: Global___ResourceState.ValueType = ...,
+        reason: _builtins.str = ...,
+        since_time: _timestamp_pb2.Timestamp | None = ...,
+        used_bytes: _builtins.int = ...,
+        measure_time: _timestamp_pb2.Timestamp | None = ...,
+        over_quota: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["measure_time", b"measure_time", "since_time", b"since_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "measure_time", b"measure_time", "over_quota", b"over_quota", "reason", b"reason", "since_time", b"since_time", "state", b"state", "used_bytes", b"used_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Resource: _TypeAlias = Resource  # noqa: Y015
 
 @_typing.final
 class Operation(_message.Message):
@@ -169,7 +398,7 @@ class Operation(_message.Message):
     kind: Global___OperationKind.ValueType
     state: Global___OperationState.ValueType
     step: _builtins.str
-    """What is being done, or was done last: "registering", "route", "database", "publishing"."""
+    """What is being done, or was done last: "registering", "database", "publishing", …"""
     retries: _builtins.int
     """Times that a step failed and is tried again."""
     message: _builtins.str
@@ -209,6 +438,10 @@ class CreateDeploymentRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     MCP_FIELD_NUMBER: _builtins.int
     DATABASE_FIELD_NUMBER: _builtins.int
+    BUCKET_FIELD_NUMBER: _builtins.int
+    BOOTSTRAP_ADMIN_FIELD_NUMBER: _builtins.int
+    STORAGE_BYTES_FIELD_NUMBER: _builtins.int
+    IDLE_TIMEOUT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Chosen by the caller, 1 to 64 characters; the same one again creates nothing new."""
     name: _builtins.str
@@ -216,6 +449,17 @@ class CreateDeploymentRequest(_message.Message):
     mcp: _builtins.bool
     """Serve MCP at `/mcp`. Needs `database`."""
     database: _builtins.bool
+    bucket: _builtins.bool
+    bootstrap_admin: _builtins.bool
+    """Make a first administrator's password; RevealBootstrapAdmin shows it once."""
+    storage_bytes: _builtins.int
+    """How much the database may hold, in bytes; 0: the platform's usual quota."""
+    @_builtins.property
+    def idle_timeout(self) -> _duration_pb2.Duration:
+        """How long the database is awake without use: a second to 7 days, or zero: always. Unset: the
+        platform's usual time.
+        """
+
     def __init__(
         self,
         *,
@@ -223,10 +467,14 @@ class CreateDeploymentRequest(_message.Message):
         name: _builtins.str = ...,
         mcp: _builtins.bool = ...,
         database: _builtins.bool = ...,
+        bucket: _builtins.bool = ...,
+        bootstrap_admin: _builtins.bool = ...,
+        storage_bytes: _builtins.int = ...,
+        idle_timeout: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["idle_timeout", b"idle_timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["database", b"database", "mcp", b"mcp", "name", b"name", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bootstrap_admin", b"bootstrap_admin", "bucket", b"bucket", "database", b"database", "idle_timeout", b"idle_timeout", "mcp", b"mcp", "name", b"name", "request_id", b"request_id", "storage_bytes", b"storage_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -367,16 +615,20 @@ class DeleteDeploymentResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     OPERATION_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_TOKEN_FIELD_NUMBER: _builtins.int
+    certificate_token: _builtins.str
+    """Opens GetDeletionCertificate. The same one each time."""
     @_builtins.property
     def operation(self) -> Global___Operation: ...
     def __init__(
         self,
         *,
         operation: Global___Operation | None = ...,
+        certificate_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_token", b"certificate_token", "operation", b"operation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -518,3 +770,932 @@ class GetDatabaseConnectionResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetDatabaseConnectionResponse: _TypeAlias = GetDatabaseConnectionResponse  # noqa: Y015
+
+@_typing.final
+class UpdateDeploymentRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEPLOYMENT_ID_FIELD_NUMBER: _builtins.int
+    STORAGE_BYTES_FIELD_NUMBER: _builtins.int
+    IDLE_TIMEOUT_FIELD_NUMBER: _builtins.int
+    deployment_id: _builtins.str
+    storage_bytes: _builtins.int
+    """In bytes; not above the platform's most."""
+    @_builtins.property
+    def idle_timeout(self) -> _duration_pb2.Duration:
+        """As in CreateDeployment."""
+
+    def __init__(
+        self,
+        *,
+        deployment_id: _builtins.str = ...,
+        storage_bytes: _builtins.int | None = ...,
+        idle_timeout: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_storage_bytes", b"_storage_bytes", "idle_timeout", b"idle_timeout", "storage_bytes", b"storage_bytes"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_storage_bytes", b"_storage_bytes", "deployment_id", b"deployment_id", "idle_timeout", b"idle_timeout", "storage_bytes", b"storage_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__storage_bytes: _TypeAlias = _typing.Literal["storage_bytes"]  # noqa: Y015
+    _WhichOneofArgType__storage_bytes: _TypeAlias = _typing.Literal["_storage_bytes", b"_storage_bytes"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__storage_bytes) -> _WhichOneofReturnType__storage_bytes | None: ...
+
+Global___UpdateDeploymentRequest: _TypeAlias = UpdateDeploymentRequest  # noqa: Y015
+
+@_typing.final
+class UpdateDeploymentResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def deployment(self) -> Global___Deployment: ...
+    def __init__(
+        self,
+        *,
+        deployment: Global___Deployment | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateDeploymentResponse: _TypeAlias = UpdateDeploymentResponse  # noqa: Y015
+
+@_typing.final
+class SuspendDeploymentRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEPLOYMENT_ID_FIELD_NUMBER: _builtins.int
+    deployment_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        deployment_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment_id", b"deployment_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SuspendDeploymentRequest: _TypeAlias = SuspendDeploymentRequest  # noqa: Y015
+
+@_typing.final
+class SuspendDeploymentResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPERATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def operation(self) -> Global___Operation: ...
+    def __init__(
+        self,
+        *,
+        operation: Global___Operation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SuspendDeploymentResponse: _TypeAlias = SuspendDeploymentResponse  # noqa: Y015
+
+@_typing.final
+class ResumeDeploymentRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEPLOYMENT_ID_FIELD_NUMBER: _builtins.int
+    deployment_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        deployment_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment_id", b"deployment_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeDeploymentRequest: _TypeAlias = ResumeDeploymentRequest  # noqa: Y015
+
+@_typing.final
+class ResumeDeploymentResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPERATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def operation(self) -> Global___Operation: ...
+    def __init__(
+        self,
+        *,
+        operation: Global___Operation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeDeploymentResponse: _TypeAlias = ResumeDeploymentResponse  # noqa: Y015
+
+@_typing.final
+class WakeDatabaseRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEPLOYMENT_ID_FIELD_NUMBER: _builtins.int
+    deployment_id: _builtins.str
+    """Empty with a deployment's own key."""
+    def __init__(
+        self,
+        *,
+        deployment_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment_id", b"deployment_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WakeDatabaseRequest: _TypeAlias = WakeDatabaseRequest  # noqa: Y015
+
+@_typing.final
+class WakeDatabaseResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WakeDatabaseResponse: _TypeAlias = WakeDatabaseResponse  # noqa: Y015
+
+@_typing.final
+class RotateDatabaseCredentialsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    DEPLOYMENT_ID_FIELD_NUMBER: _builtins.int
+    OVERLAP_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Chosen by the caller, 1 to 64 characters; the same one again does nothing new."""
+    deployment_id: _builtins.str
+    @_builtins.property
+    def overlap(self) -> _duration_pb2.Duration:
+        """Zero to 24 hours; unset: 10 minutes."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        deployment_id: _builtins.str = ...,
+        overlap: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["overlap", b"overlap"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment_id", b"deployment_id", "overlap", b"overlap", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RotateDatabaseCredentialsRequest: _TypeAlias = RotateDatabaseCredentialsRequest  # noqa: Y015
+
+@_typing.final
+class RotateDatabaseCredentialsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPERATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def operation(self) -> Global___Operation:
+        """Done when the passwords before open nothing any more."""
+
+    def __init__(
+        self,
+        *,
+        operation: Global___Operation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RotateDatabaseCredentialsResponse: _TypeAlias = RotateDatabaseCredentialsResponse  # noqa: Y015
+
+@_typing.final
+class CreateBranchRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    DEPLOYMENT_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    MCP_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Chosen by the caller, 1 to 64 characters; the same one again does nothing new."""
+    deployment_id: _builtins.str
+    """Whose database is copied."""
+    name: _builtins.str
+    """As in CreateDeployment."""
+    mcp: _builtins.bool
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        deployment_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        mcp: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment_id", b"deployment_id", "mcp", b"mcp", "name", b"name", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateBranchRequest: _TypeAlias = CreateBranchRequest  # noqa: Y015
+
+@_typing.final
+class CreateBranchResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    OPERATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def deployment(self) -> Global___Deployment: ...
+    @_builtins.property
+    def operation(self) -> Global___Operation: ...
+    def __init__(
+        self,
+        *,
+        deployment: Global___Deployment | None = ...,
+        operation: Global___Operation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "operation", b"operation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "operation", b"operation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateBranchResponse: _TypeAlias = CreateBranchResponse  # noqa: Y015
+
+@_typing.final
+class Backup(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BACKUP_ID_FIELD_NUMBER: _builtins.int
+    DEPLOYMENT_ID_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    LOCATION_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    backup_id: _builtins.str
+    """`bak_…`"""
+    deployment_id: _builtins.str
+    target: Global___BackupTarget.ValueType
+    state: Global___BackupState.ValueType
+    size_bytes: _builtins.int
+    """As stored."""
+    location: _builtins.str
+    """Where it lies: an object's key in the deployment's bucket, or a file's name."""
+    message: _builtins.str
+    """Why it failed."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        backup_id: _builtins.str = ...,
+        deployment_id: _builtins.str = ...,
+        target: Global___BackupTarget.ValueType = ...,
+        state: Global___BackupState.ValueType = ...,
+        size_bytes: _builtins.int = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        location: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id", "create_time", b"create_time", "deployment_id", b"deployment_id", "location", b"location", "message", b"message", "size_bytes", b"size_bytes", "state", b"state", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Backup: _TypeAlias = Backup  # noqa: Y015
+
+@_typing.final
+class CreateBackupRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    DEPLOYMENT_ID_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Chosen by the caller, 1 to 64 characters; the same one again does nothing new."""
+    deployment_id: _builtins.str
+    target: Global___BackupTarget.ValueType
+    """Unspecified: file."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        deployment_id: _builtins.str = ...,
+        target: Global___BackupTarget.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment_id", b"deployment_id", "request_id", b"request_id", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateBackupRequest: _TypeAlias = CreateBackupRequest  # noqa: Y015
+
+@_typing.final
+class CreateBackupResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BACKUP_FIELD_NUMBER: _builtins.int
+    OPERATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def backup(self) -> Global___Backup: ...
+    @_builtins.property
+    def operation(self) -> Global___Operation: ...
+    def __init__(
+        self,
+        *,
+        backup: Global___Backup | None = ...,
+        operation: Global___Operation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "operation", b"operation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "operation", b"operation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateBackupResponse: _TypeAlias = CreateBackupResponse  # noqa: Y015
+
+@_typing.final
+class ListBackupsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEPLOYMENT_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    deployment_id: _builtins.str
+    page_size: _builtins.int
+    """1 to 1,000; 0 means 100."""
+    page_token: _builtins.str
+    def __init__(
+        self,
+        *,
+        deployment_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment_id", b"deployment_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListBackupsRequest: _TypeAlias = ListBackupsRequest  # noqa: Y015
+
+@_typing.final
+class ListBackupsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BACKUPS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty on the last page."""
+    @_builtins.property
+    def backups(self) -> _containers.RepeatedCompositeFieldContainer[Global___Backup]: ...
+    def __init__(
+        self,
+        *,
+        backups: _abc.Iterable[Global___Backup] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backups", b"backups", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListBackupsResponse: _TypeAlias = ListBackupsResponse  # noqa: Y015
+
+@_typing.final
+class DeleteBackupRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BACKUP_ID_FIELD_NUMBER: _builtins.int
+    backup_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        backup_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteBackupRequest: _TypeAlias = DeleteBackupRequest  # noqa: Y015
+
+@_typing.final
+class DeleteBackupResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteBackupResponse: _TypeAlias = DeleteBackupResponse  # noqa: Y015
+
+@_typing.final
+class RestoreBackupRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    BACKUP_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    MCP_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Chosen by the caller, 1 to 64 characters; the same one again does nothing new."""
+    backup_id: _builtins.str
+    name: _builtins.str
+    """As in CreateDeployment."""
+    mcp: _builtins.bool
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        backup_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        mcp: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id", "mcp", b"mcp", "name", b"name", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreBackupRequest: _TypeAlias = RestoreBackupRequest  # noqa: Y015
+
+@_typing.final
+class RestoreBackupResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    OPERATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def deployment(self) -> Global___Deployment: ...
+    @_builtins.property
+    def operation(self) -> Global___Operation: ...
+    def __init__(
+        self,
+        *,
+        deployment: Global___Deployment | None = ...,
+        operation: Global___Operation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "operation", b"operation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "operation", b"operation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreBackupResponse: _TypeAlias = RestoreBackupResponse  # noqa: Y015
+
+@_typing.final
+class PutSecretRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEPLOYMENT_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    GENERATE_LENGTH_FIELD_NUMBER: _builtins.int
+    deployment_id: _builtins.str
+    name: _builtins.str
+    """A name of an environment variable: letters, digits and `_`, not beginning with a digit, at most 128
+    characters; none that begins with `BULKHEAD_`.
+    """
+    value: _builtins.str
+    """1 to 32,768 bytes."""
+    generate_length: _builtins.int
+    """Makes a random one of so many characters, 16 to 256; 0: 43, which are 256 bits."""
+    def __init__(
+        self,
+        *,
+        deployment_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        value: _builtins.str = ...,
+        generate_length: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "generate_length", b"generate_length", "value", b"value"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "deployment_id", b"deployment_id", "generate_length", b"generate_length", "name", b"name", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["value", "generate_length"]  # noqa: Y015
+    _WhichOneofArgType_content: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_content) -> _WhichOneofReturnType_content | None: ...
+
+Global___PutSecretRequest: _TypeAlias = PutSecretRequest  # noqa: Y015
+
+@_typing.final
+class PutSecretResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SECRET_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def secret(self) -> Global___Secret: ...
+    def __init__(
+        self,
+        *,
+        secret: Global___Secret | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["secret", b"secret"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["secret", b"secret"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PutSecretResponse: _TypeAlias = PutSecretResponse  # noqa: Y015
+
+@_typing.final
+class Secret(_message.Message):
+    """A secret without its value."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    GENERATED_FIELD_NUMBER: _builtins.int
+    UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    generated: _builtins.bool
+    @_builtins.property
+    def update_time(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        generated: _builtins.bool = ...,
+        update_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["update_time", b"update_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generated", b"generated", "name", b"name", "update_time", b"update_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Secret: _TypeAlias = Secret  # noqa: Y015
+
+@_typing.final
+class ListSecretsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEPLOYMENT_ID_FIELD_NUMBER: _builtins.int
+    deployment_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        deployment_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment_id", b"deployment_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSecretsRequest: _TypeAlias = ListSecretsRequest  # noqa: Y015
+
+@_typing.final
+class ListSecretsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SECRETS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def secrets(self) -> _containers.RepeatedCompositeFieldContainer[Global___Secret]: ...
+    def __init__(
+        self,
+        *,
+        secrets: _abc.Iterable[Global___Secret] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["secrets", b"secrets"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSecretsResponse: _TypeAlias = ListSecretsResponse  # noqa: Y015
+
+@_typing.final
+class DeleteSecretRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEPLOYMENT_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    deployment_id: _builtins.str
+    name: _builtins.str
+    def __init__(
+        self,
+        *,
+        deployment_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment_id", b"deployment_id", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteSecretRequest: _TypeAlias = DeleteSecretRequest  # noqa: Y015
+
+@_typing.final
+class DeleteSecretResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteSecretResponse: _TypeAlias = DeleteSecretResponse  # noqa: Y015
+
+@_typing.final
+class GetEnvironmentRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetEnvironmentRequest: _TypeAlias = GetEnvironmentRequest  # noqa: Y015
+
+@_typing.final
+class EnvironmentVariable(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    value: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        value: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EnvironmentVariable: _TypeAlias = EnvironmentVariable  # noqa: Y015
+
+@_typing.final
+class GetEnvironmentResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VARIABLES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def variables(self) -> _containers.RepeatedCompositeFieldContainer[Global___EnvironmentVariable]:
+        """In the order of their names."""
+
+    def __init__(
+        self,
+        *,
+        variables: _abc.Iterable[Global___EnvironmentVariable] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["variables", b"variables"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetEnvironmentResponse: _TypeAlias = GetEnvironmentResponse  # noqa: Y015
+
+@_typing.final
+class RevealBootstrapAdminRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEPLOYMENT_ID_FIELD_NUMBER: _builtins.int
+    deployment_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        deployment_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment_id", b"deployment_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevealBootstrapAdminRequest: _TypeAlias = RevealBootstrapAdminRequest  # noqa: Y015
+
+@_typing.final
+class RevealBootstrapAdminResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_FIELD_NUMBER: _builtins.int
+    PASSWORD_FIELD_NUMBER: _builtins.int
+    user: _builtins.str
+    password: _builtins.str
+    """Shown once."""
+    def __init__(
+        self,
+        *,
+        user: _builtins.str = ...,
+        password: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["password", b"password", "user", b"user"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevealBootstrapAdminResponse: _TypeAlias = RevealBootstrapAdminResponse  # noqa: Y015
+
+@_typing.final
+class DeleteTenantRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CERTIFICATE_TOKEN_FIELD_NUMBER: _builtins.int
+    certificate_token: _builtins.str
+    """What GetDeletionCertificate will be opened by: 32 to 256 characters, chosen at random and kept by the
+    caller, who can then lose no answer. Empty: one is made here.
+    """
+    def __init__(
+        self,
+        *,
+        certificate_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_token", b"certificate_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteTenantRequest: _TypeAlias = DeleteTenantRequest  # noqa: Y015
+
+@_typing.final
+class DeleteTenantResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPERATION_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_TOKEN_FIELD_NUMBER: _builtins.int
+    certificate_token: _builtins.str
+    @_builtins.property
+    def operation(self) -> Global___Operation: ...
+    def __init__(
+        self,
+        *,
+        operation: Global___Operation | None = ...,
+        certificate_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_token", b"certificate_token", "operation", b"operation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteTenantResponse: _TypeAlias = DeleteTenantResponse  # noqa: Y015
+
+@_typing.final
+class GetDeletionCertificateRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CERTIFICATE_TOKEN_FIELD_NUMBER: _builtins.int
+    certificate_token: _builtins.str
+    def __init__(
+        self,
+        *,
+        certificate_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_token", b"certificate_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetDeletionCertificateRequest: _TypeAlias = GetDeletionCertificateRequest  # noqa: Y015
+
+@_typing.final
+class Remainder(_message.Message):
+    """What a deletion still waits for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEPLOYMENT_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    RETRIES_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    deployment_id: _builtins.str
+    """Empty: of the tenant as a whole."""
+    kind: Global___ResourceKind.ValueType
+    step: _builtins.str
+    """The step that is being done."""
+    retries: _builtins.int
+    message: _builtins.str
+    """Why the last try failed; empty when none did."""
+    def __init__(
+        self,
+        *,
+        deployment_id: _builtins.str = ...,
+        kind: Global___ResourceKind.ValueType = ...,
+        step: _builtins.str = ...,
+        retries: _builtins.int = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment_id", b"deployment_id", "kind", b"kind", "message", b"message", "retries", b"retries", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Remainder: _TypeAlias = Remainder  # noqa: Y015
+
+@_typing.final
+class GetDeletionCertificateResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
+    REMAINDERS_FIELD_NUMBER: _builtins.int
+    state: Global___OperationState.ValueType
+    """Running until the certificate is there."""
+    certificate: _builtins.str
+    """A JWS in compact form, of a JSON document; empty until it is issued."""
+    @_builtins.property
+    def remainders(self) -> _containers.RepeatedCompositeFieldContainer[Global___Remainder]:
+        """At most 100."""
+
+    def __init__(
+        self,
+        *,
+        state: Global___OperationState.ValueType = ...,
+        certificate: _builtins.str = ...,
+        remainders: _abc.Iterable[Global___Remainder] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "remainders", b"remainders", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetDeletionCertificateResponse: _TypeAlias = GetDeletionCertificateResponse  # noqa: Y015
+
+@_typing.final
+class ListCertificateKeysRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListCertificateKeysRequest: _TypeAlias = ListCertificateKeysRequest  # noqa: Y015
+
+@_typing.final
+class ListCertificateKeysResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEYS_FIELD_NUMBER: _builtins.int
+    keys: _builtins.str
+    """A JSON Web Key Set (RFC 7517), as JSON."""
+    def __init__(
+        self,
+        *,
+        keys: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListCertificateKeysResponse: _TypeAlias = ListCertificateKeysResponse  # noqa: Y015

@@ -70,6 +70,96 @@ class ProvisionerServiceStub:
                 request_serializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.GetDatabaseConnectionRequest.SerializeToString,
                 response_deserializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.GetDatabaseConnectionResponse.FromString,
                 _registered_method=True)
+        self.UpdateDeployment = channel.unary_unary(
+                '/bulkhead.provisioner.v1.ProvisionerService/UpdateDeployment',
+                request_serializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.UpdateDeploymentRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.UpdateDeploymentResponse.FromString,
+                _registered_method=True)
+        self.SuspendDeployment = channel.unary_unary(
+                '/bulkhead.provisioner.v1.ProvisionerService/SuspendDeployment',
+                request_serializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.SuspendDeploymentRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.SuspendDeploymentResponse.FromString,
+                _registered_method=True)
+        self.ResumeDeployment = channel.unary_unary(
+                '/bulkhead.provisioner.v1.ProvisionerService/ResumeDeployment',
+                request_serializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.ResumeDeploymentRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.ResumeDeploymentResponse.FromString,
+                _registered_method=True)
+        self.WakeDatabase = channel.unary_unary(
+                '/bulkhead.provisioner.v1.ProvisionerService/WakeDatabase',
+                request_serializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.WakeDatabaseRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.WakeDatabaseResponse.FromString,
+                _registered_method=True)
+        self.RotateDatabaseCredentials = channel.unary_unary(
+                '/bulkhead.provisioner.v1.ProvisionerService/RotateDatabaseCredentials',
+                request_serializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.RotateDatabaseCredentialsRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.RotateDatabaseCredentialsResponse.FromString,
+                _registered_method=True)
+        self.CreateBranch = channel.unary_unary(
+                '/bulkhead.provisioner.v1.ProvisionerService/CreateBranch',
+                request_serializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.CreateBranchRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.CreateBranchResponse.FromString,
+                _registered_method=True)
+        self.CreateBackup = channel.unary_unary(
+                '/bulkhead.provisioner.v1.ProvisionerService/CreateBackup',
+                request_serializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.CreateBackupRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.CreateBackupResponse.FromString,
+                _registered_method=True)
+        self.ListBackups = channel.unary_unary(
+                '/bulkhead.provisioner.v1.ProvisionerService/ListBackups',
+                request_serializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.ListBackupsRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.ListBackupsResponse.FromString,
+                _registered_method=True)
+        self.DeleteBackup = channel.unary_unary(
+                '/bulkhead.provisioner.v1.ProvisionerService/DeleteBackup',
+                request_serializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.DeleteBackupRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.DeleteBackupResponse.FromString,
+                _registered_method=True)
+        self.RestoreBackup = channel.unary_unary(
+                '/bulkhead.provisioner.v1.ProvisionerService/RestoreBackup',
+                request_serializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.RestoreBackupRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.RestoreBackupResponse.FromString,
+                _registered_method=True)
+        self.PutSecret = channel.unary_unary(
+                '/bulkhead.provisioner.v1.ProvisionerService/PutSecret',
+                request_serializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.PutSecretRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.PutSecretResponse.FromString,
+                _registered_method=True)
+        self.ListSecrets = channel.unary_unary(
+                '/bulkhead.provisioner.v1.ProvisionerService/ListSecrets',
+                request_serializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.ListSecretsRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.ListSecretsResponse.FromString,
+                _registered_method=True)
+        self.DeleteSecret = channel.unary_unary(
+                '/bulkhead.provisioner.v1.ProvisionerService/DeleteSecret',
+                request_serializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.DeleteSecretRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.DeleteSecretResponse.FromString,
+                _registered_method=True)
+        self.GetEnvironment = channel.unary_unary(
+                '/bulkhead.provisioner.v1.ProvisionerService/GetEnvironment',
+                request_serializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.GetEnvironmentRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.GetEnvironmentResponse.FromString,
+                _registered_method=True)
+        self.RevealBootstrapAdmin = channel.unary_unary(
+                '/bulkhead.provisioner.v1.ProvisionerService/RevealBootstrapAdmin',
+                request_serializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.RevealBootstrapAdminRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.RevealBootstrapAdminResponse.FromString,
+                _registered_method=True)
+        self.DeleteTenant = channel.unary_unary(
+                '/bulkhead.provisioner.v1.ProvisionerService/DeleteTenant',
+                request_serializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.DeleteTenantRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.DeleteTenantResponse.FromString,
+                _registered_method=True)
+        self.GetDeletionCertificate = channel.unary_unary(
+                '/bulkhead.provisioner.v1.ProvisionerService/GetDeletionCertificate',
+                request_serializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.GetDeletionCertificateRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.GetDeletionCertificateResponse.FromString,
+                _registered_method=True)
+        self.ListCertificateKeys = channel.unary_unary(
+                '/bulkhead.provisioner.v1.ProvisionerService/ListCertificateKeys',
+                request_serializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.ListCertificateKeysRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.ListCertificateKeysResponse.FromString,
+                _registered_method=True)
 
 
 class ProvisionerServiceServicer:
@@ -125,6 +215,142 @@ class ProvisionerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateDeployment(self, request, context):
+        """Changes what may change of a deployment; what is unset stays. It holds when this returns, and for a
+        database that sleeps from its next start on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SuspendDeployment(self, request, context):
+        """Its host answers 402 and nothing is vended to it when this returns; its database is put to sleep in
+        the operation, and sleeps until it is resumed. Nothing is lost. Suspending twice answers with the
+        first operation.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeDeployment(self, request, context):
+        """Ends a suspension. Resuming what is not suspended answers with the last such operation, or
+        FAILED_PRECONDITION when there was none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WakeDatabase(self, request, context):
+        """Starts the database if it sleeps, and returns when it accepts connections.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RotateDatabaseCredentials(self, request, context):
+        """Gives the database's roles new passwords. The ones before open it until `overlap` is over, so that
+        nobody's query fails; then their sessions end. Idempotent by request_id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateBranch(self, request, context):
+        """Makes a new deployment of the same tenant whose database is a copy of another's, as it was at one
+        moment. Passwords, host, keys, secrets and bucket are its own. Idempotent by request_id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateBackup(self, request, context):
+        """Copies the database as it is at one moment, while it is in use. Idempotent by request_id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListBackups(self, request, context):
+        """The deployment's backups, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteBackup(self, request, context):
+        """The backup is gone when this returns. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RestoreBackup(self, request, context):
+        """Makes a new deployment of the same tenant with the database of a backup. Idempotent by request_id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PutSecret(self, request, context):
+        """Keeps a secret of the deployment, or has a random one made; it replaces one of the same name. Only
+        the deployment itself is ever shown it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSecrets(self, request, context):
+        """The names of the deployment's secrets, in order; no value.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteSecret(self, request, context):
+        """The secret is gone when this returns. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetEnvironment(self, request, context):
+        """All that a deployment's own program needs: its secrets, and the ways into its database and its
+        bucket. The deployment's own key alone opens it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevealBootstrapAdmin(self, request, context):
+        """The first administrator's password, exactly once: of many who ask, one is answered.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteTenant(self, request, context):
+        """Deletes the tenant of the key, with all that is its. Every key, session and route of it is dead when
+        this returns; everything else goes in the job, which ends in a certificate.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetDeletionCertificate(self, request, context):
+        """How far a deletion is, and its certificate when it is done. Opened by the token that the deletion
+        handed out, since its tenant's keys are dead.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListCertificateKeys(self, request, context):
+        """The public keys with which certificates can be checked, also those of before.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ProvisionerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -162,6 +388,96 @@ def add_ProvisionerServiceServicer_to_server(servicer, server):
                     servicer.GetDatabaseConnection,
                     request_deserializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.GetDatabaseConnectionRequest.FromString,
                     response_serializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.GetDatabaseConnectionResponse.SerializeToString,
+            ),
+            'UpdateDeployment': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateDeployment,
+                    request_deserializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.UpdateDeploymentRequest.FromString,
+                    response_serializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.UpdateDeploymentResponse.SerializeToString,
+            ),
+            'SuspendDeployment': grpc.unary_unary_rpc_method_handler(
+                    servicer.SuspendDeployment,
+                    request_deserializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.SuspendDeploymentRequest.FromString,
+                    response_serializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.SuspendDeploymentResponse.SerializeToString,
+            ),
+            'ResumeDeployment': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeDeployment,
+                    request_deserializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.ResumeDeploymentRequest.FromString,
+                    response_serializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.ResumeDeploymentResponse.SerializeToString,
+            ),
+            'WakeDatabase': grpc.unary_unary_rpc_method_handler(
+                    servicer.WakeDatabase,
+                    request_deserializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.WakeDatabaseRequest.FromString,
+                    response_serializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.WakeDatabaseResponse.SerializeToString,
+            ),
+            'RotateDatabaseCredentials': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateDatabaseCredentials,
+                    request_deserializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.RotateDatabaseCredentialsRequest.FromString,
+                    response_serializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.RotateDatabaseCredentialsResponse.SerializeToString,
+            ),
+            'CreateBranch': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateBranch,
+                    request_deserializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.CreateBranchRequest.FromString,
+                    response_serializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.CreateBranchResponse.SerializeToString,
+            ),
+            'CreateBackup': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateBackup,
+                    request_deserializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.CreateBackupRequest.FromString,
+                    response_serializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.CreateBackupResponse.SerializeToString,
+            ),
+            'ListBackups': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListBackups,
+                    request_deserializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.ListBackupsRequest.FromString,
+                    response_serializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.ListBackupsResponse.SerializeToString,
+            ),
+            'DeleteBackup': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteBackup,
+                    request_deserializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.DeleteBackupRequest.FromString,
+                    response_serializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.DeleteBackupResponse.SerializeToString,
+            ),
+            'RestoreBackup': grpc.unary_unary_rpc_method_handler(
+                    servicer.RestoreBackup,
+                    request_deserializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.RestoreBackupRequest.FromString,
+                    response_serializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.RestoreBackupResponse.SerializeToString,
+            ),
+            'PutSecret': grpc.unary_unary_rpc_method_handler(
+                    servicer.PutSecret,
+                    request_deserializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.PutSecretRequest.FromString,
+                    response_serializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.PutSecretResponse.SerializeToString,
+            ),
+            'ListSecrets': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSecrets,
+                    request_deserializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.ListSecretsRequest.FromString,
+                    response_serializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.ListSecretsResponse.SerializeToString,
+            ),
+            'DeleteSecret': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteSecret,
+                    request_deserializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.DeleteSecretRequest.FromString,
+                    response_serializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.DeleteSecretResponse.SerializeToString,
+            ),
+            'GetEnvironment': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetEnvironment,
+                    request_deserializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.GetEnvironmentRequest.FromString,
+                    response_serializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.GetEnvironmentResponse.SerializeToString,
+            ),
+            'RevealBootstrapAdmin': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevealBootstrapAdmin,
+                    request_deserializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.RevealBootstrapAdminRequest.FromString,
+                    response_serializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.RevealBootstrapAdminResponse.SerializeToString,
+            ),
+            'DeleteTenant': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteTenant,
+                    request_deserializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.DeleteTenantRequest.FromString,
+                    response_serializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.DeleteTenantResponse.SerializeToString,
+            ),
+            'GetDeletionCertificate': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDeletionCertificate,
+                    request_deserializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.GetDeletionCertificateRequest.FromString,
+                    response_serializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.GetDeletionCertificateResponse.SerializeToString,
+            ),
+            'ListCertificateKeys': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListCertificateKeys,
+                    request_deserializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.ListCertificateKeysRequest.FromString,
+                    response_serializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.ListCertificateKeysResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -354,6 +670,492 @@ class ProvisionerService:
             '/bulkhead.provisioner.v1.ProvisionerService/GetDatabaseConnection',
             bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.GetDatabaseConnectionRequest.SerializeToString,
             bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.GetDatabaseConnectionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateDeployment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.provisioner.v1.ProvisionerService/UpdateDeployment',
+            bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.UpdateDeploymentRequest.SerializeToString,
+            bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.UpdateDeploymentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SuspendDeployment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.provisioner.v1.ProvisionerService/SuspendDeployment',
+            bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.SuspendDeploymentRequest.SerializeToString,
+            bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.SuspendDeploymentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeDeployment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.provisioner.v1.ProvisionerService/ResumeDeployment',
+            bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.ResumeDeploymentRequest.SerializeToString,
+            bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.ResumeDeploymentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WakeDatabase(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.provisioner.v1.ProvisionerService/WakeDatabase',
+            bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.WakeDatabaseRequest.SerializeToString,
+            bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.WakeDatabaseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RotateDatabaseCredentials(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.provisioner.v1.ProvisionerService/RotateDatabaseCredentials',
+            bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.RotateDatabaseCredentialsRequest.SerializeToString,
+            bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.RotateDatabaseCredentialsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateBranch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.provisioner.v1.ProvisionerService/CreateBranch',
+            bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.CreateBranchRequest.SerializeToString,
+            bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.CreateBranchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateBackup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.provisioner.v1.ProvisionerService/CreateBackup',
+            bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.CreateBackupRequest.SerializeToString,
+            bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.CreateBackupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListBackups(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.provisioner.v1.ProvisionerService/ListBackups',
+            bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.ListBackupsRequest.SerializeToString,
+            bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.ListBackupsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteBackup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.provisioner.v1.ProvisionerService/DeleteBackup',
+            bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.DeleteBackupRequest.SerializeToString,
+            bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.DeleteBackupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestoreBackup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.provisioner.v1.ProvisionerService/RestoreBackup',
+            bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.RestoreBackupRequest.SerializeToString,
+            bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.RestoreBackupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PutSecret(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.provisioner.v1.ProvisionerService/PutSecret',
+            bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.PutSecretRequest.SerializeToString,
+            bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.PutSecretResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSecrets(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.provisioner.v1.ProvisionerService/ListSecrets',
+            bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.ListSecretsRequest.SerializeToString,
+            bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.ListSecretsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteSecret(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.provisioner.v1.ProvisionerService/DeleteSecret',
+            bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.DeleteSecretRequest.SerializeToString,
+            bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.DeleteSecretResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetEnvironment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.provisioner.v1.ProvisionerService/GetEnvironment',
+            bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.GetEnvironmentRequest.SerializeToString,
+            bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.GetEnvironmentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevealBootstrapAdmin(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.provisioner.v1.ProvisionerService/RevealBootstrapAdmin',
+            bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.RevealBootstrapAdminRequest.SerializeToString,
+            bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.RevealBootstrapAdminResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteTenant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.provisioner.v1.ProvisionerService/DeleteTenant',
+            bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.DeleteTenantRequest.SerializeToString,
+            bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.DeleteTenantResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetDeletionCertificate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.provisioner.v1.ProvisionerService/GetDeletionCertificate',
+            bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.GetDeletionCertificateRequest.SerializeToString,
+            bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.GetDeletionCertificateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListCertificateKeys(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.provisioner.v1.ProvisionerService/ListCertificateKeys',
+            bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.ListCertificateKeysRequest.SerializeToString,
+            bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.ListCertificateKeysResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -32,6 +32,61 @@ class ProvisionerServiceStub:
     """How to reach the deployment's database as one of its two roles. A server that is not running
     is started first.
     """
+    UpdateDeployment: _aio.UnaryUnaryMultiCallable[_provisioner_service_pb2.UpdateDeploymentRequest, _provisioner_service_pb2.UpdateDeploymentResponse]
+    """Changes what may change of a deployment; what is unset stays. It holds when this returns, and for a
+    database that sleeps from its next start on.
+    """
+    SuspendDeployment: _aio.UnaryUnaryMultiCallable[_provisioner_service_pb2.SuspendDeploymentRequest, _provisioner_service_pb2.SuspendDeploymentResponse]
+    """Its host answers 402 and nothing is vended to it when this returns; its database is put to sleep in
+    the operation, and sleeps until it is resumed. Nothing is lost. Suspending twice answers with the
+    first operation.
+    """
+    ResumeDeployment: _aio.UnaryUnaryMultiCallable[_provisioner_service_pb2.ResumeDeploymentRequest, _provisioner_service_pb2.ResumeDeploymentResponse]
+    """Ends a suspension. Resuming what is not suspended answers with the last such operation, or
+    FAILED_PRECONDITION when there was none.
+    """
+    WakeDatabase: _aio.UnaryUnaryMultiCallable[_provisioner_service_pb2.WakeDatabaseRequest, _provisioner_service_pb2.WakeDatabaseResponse]
+    """Starts the database if it sleeps, and returns when it accepts connections."""
+    RotateDatabaseCredentials: _aio.UnaryUnaryMultiCallable[_provisioner_service_pb2.RotateDatabaseCredentialsRequest, _provisioner_service_pb2.RotateDatabaseCredentialsResponse]
+    """Gives the database's roles new passwords. The ones before open it until `overlap` is over, so that
+    nobody's query fails; then their sessions end. Idempotent by request_id.
+    """
+    CreateBranch: _aio.UnaryUnaryMultiCallable[_provisioner_service_pb2.CreateBranchRequest, _provisioner_service_pb2.CreateBranchResponse]
+    """Makes a new deployment of the same tenant whose database is a copy of another's, as it was at one
+    moment. Passwords, host, keys, secrets and bucket are its own. Idempotent by request_id.
+    """
+    CreateBackup: _aio.UnaryUnaryMultiCallable[_provisioner_service_pb2.CreateBackupRequest, _provisioner_service_pb2.CreateBackupResponse]
+    """Copies the database as it is at one moment, while it is in use. Idempotent by request_id."""
+    ListBackups: _aio.UnaryUnaryMultiCallable[_provisioner_service_pb2.ListBackupsRequest, _provisioner_service_pb2.ListBackupsResponse]
+    """The deployment's backups, newest first."""
+    DeleteBackup: _aio.UnaryUnaryMultiCallable[_provisioner_service_pb2.DeleteBackupRequest, _provisioner_service_pb2.DeleteBackupResponse]
+    """The backup is gone when this returns. Idempotent."""
+    RestoreBackup: _aio.UnaryUnaryMultiCallable[_provisioner_service_pb2.RestoreBackupRequest, _provisioner_service_pb2.RestoreBackupResponse]
+    """Makes a new deployment of the same tenant with the database of a backup. Idempotent by request_id."""
+    PutSecret: _aio.UnaryUnaryMultiCallable[_provisioner_service_pb2.PutSecretRequest, _provisioner_service_pb2.PutSecretResponse]
+    """Keeps a secret of the deployment, or has a random one made; it replaces one of the same name. Only
+    the deployment itself is ever shown it.
+    """
+    ListSecrets: _aio.UnaryUnaryMultiCallable[_provisioner_service_pb2.ListSecretsRequest, _provisioner_service_pb2.ListSecretsResponse]
+    """The names of the deployment's secrets, in order; no value."""
+    DeleteSecret: _aio.UnaryUnaryMultiCallable[_provisioner_service_pb2.DeleteSecretRequest, _provisioner_service_pb2.DeleteSecretResponse]
+    """The secret is gone when this returns. Idempotent."""
+    GetEnvironment: _aio.UnaryUnaryMultiCallable[_provisioner_service_pb2.GetEnvironmentRequest, _provisioner_service_pb2.GetEnvironmentResponse]
+    """All that a deployment's own program needs: its secrets, and the ways into its database and its
+    bucket. The deployment's own key alone opens it.
+    """
+    RevealBootstrapAdmin: _aio.UnaryUnaryMultiCallable[_provisioner_service_pb2.RevealBootstrapAdminRequest, _provisioner_service_pb2.RevealBootstrapAdminResponse]
+    """The first administrator's password, exactly once: of many who ask, one is answered."""
+    DeleteTenant: _aio.UnaryUnaryMultiCallable[_provisioner_service_pb2.DeleteTenantRequest, _provisioner_service_pb2.DeleteTenantResponse]
+    """Deletes the tenant of the key, with all that is its. Every key, session and route of it is dead when
+    this returns; everything else goes in the job, which ends in a certificate.
+    """
+    GetDeletionCertificate: _aio.UnaryUnaryMultiCallable[_provisioner_service_pb2.GetDeletionCertificateRequest, _provisioner_service_pb2.GetDeletionCertificateResponse]
+    """How far a deletion is, and its certificate when it is done. Opened by the token that the deletion
+    handed out, since its tenant's keys are dead.
+    """
+    ListCertificateKeys: _aio.UnaryUnaryMultiCallable[_provisioner_service_pb2.ListCertificateKeysRequest, _provisioner_service_pb2.ListCertificateKeysResponse]
+    """The public keys with which certificates can be checked, also those of before."""
 
 class ProvisionerServiceServicer(metaclass=_abc_1.ABCMeta):
     """Deployments and their resources: what is wanted is written down, and made so."""
@@ -93,5 +148,168 @@ class ProvisionerServiceServicer(metaclass=_abc_1.ABCMeta):
         """How to reach the deployment's database as one of its two roles. A server that is not running
         is started first.
         """
+
+    @_abc_1.abstractmethod
+    def UpdateDeployment(
+        self,
+        request: _provisioner_service_pb2.UpdateDeploymentRequest,
+        context: _aio.ServicerContext[_provisioner_service_pb2.UpdateDeploymentRequest, _abc.Awaitable[_provisioner_service_pb2.UpdateDeploymentResponse]],
+    ) -> _abc.Awaitable[_provisioner_service_pb2.UpdateDeploymentResponse]:
+        """Changes what may change of a deployment; what is unset stays. It holds when this returns, and for a
+        database that sleeps from its next start on.
+        """
+
+    @_abc_1.abstractmethod
+    def SuspendDeployment(
+        self,
+        request: _provisioner_service_pb2.SuspendDeploymentRequest,
+        context: _aio.ServicerContext[_provisioner_service_pb2.SuspendDeploymentRequest, _abc.Awaitable[_provisioner_service_pb2.SuspendDeploymentResponse]],
+    ) -> _abc.Awaitable[_provisioner_service_pb2.SuspendDeploymentResponse]:
+        """Its host answers 402 and nothing is vended to it when this returns; its database is put to sleep in
+        the operation, and sleeps until it is resumed. Nothing is lost. Suspending twice answers with the
+        first operation.
+        """
+
+    @_abc_1.abstractmethod
+    def ResumeDeployment(
+        self,
+        request: _provisioner_service_pb2.ResumeDeploymentRequest,
+        context: _aio.ServicerContext[_provisioner_service_pb2.ResumeDeploymentRequest, _abc.Awaitable[_provisioner_service_pb2.ResumeDeploymentResponse]],
+    ) -> _abc.Awaitable[_provisioner_service_pb2.ResumeDeploymentResponse]:
+        """Ends a suspension. Resuming what is not suspended answers with the last such operation, or
+        FAILED_PRECONDITION when there was none.
+        """
+
+    @_abc_1.abstractmethod
+    def WakeDatabase(
+        self,
+        request: _provisioner_service_pb2.WakeDatabaseRequest,
+        context: _aio.ServicerContext[_provisioner_service_pb2.WakeDatabaseRequest, _abc.Awaitable[_provisioner_service_pb2.WakeDatabaseResponse]],
+    ) -> _abc.Awaitable[_provisioner_service_pb2.WakeDatabaseResponse]:
+        """Starts the database if it sleeps, and returns when it accepts connections."""
+
+    @_abc_1.abstractmethod
+    def RotateDatabaseCredentials(
+        self,
+        request: _provisioner_service_pb2.RotateDatabaseCredentialsRequest,
+        context: _aio.ServicerContext[_provisioner_service_pb2.RotateDatabaseCredentialsRequest, _abc.Awaitable[_provisioner_service_pb2.RotateDatabaseCredentialsResponse]],
+    ) -> _abc.Awaitable[_provisioner_service_pb2.RotateDatabaseCredentialsResponse]:
+        """Gives the database's roles new passwords. The ones before open it until `overlap` is over, so that
+        nobody's query fails; then their sessions end. Idempotent by request_id.
+        """
+
+    @_abc_1.abstractmethod
+    def CreateBranch(
+        self,
+        request: _provisioner_service_pb2.CreateBranchRequest,
+        context: _aio.ServicerContext[_provisioner_service_pb2.CreateBranchRequest, _abc.Awaitable[_provisioner_service_pb2.CreateBranchResponse]],
+    ) -> _abc.Awaitable[_provisioner_service_pb2.CreateBranchResponse]:
+        """Makes a new deployment of the same tenant whose database is a copy of another's, as it was at one
+        moment. Passwords, host, keys, secrets and bucket are its own. Idempotent by request_id.
+        """
+
+    @_abc_1.abstractmethod
+    def CreateBackup(
+        self,
+        request: _provisioner_service_pb2.CreateBackupRequest,
+        context: _aio.ServicerContext[_provisioner_service_pb2.CreateBackupRequest, _abc.Awaitable[_provisioner_service_pb2.CreateBackupResponse]],
+    ) -> _abc.Awaitable[_provisioner_service_pb2.CreateBackupResponse]:
+        """Copies the database as it is at one moment, while it is in use. Idempotent by request_id."""
+
+    @_abc_1.abstractmethod
+    def ListBackups(
+        self,
+        request: _provisioner_service_pb2.ListBackupsRequest,
+        context: _aio.ServicerContext[_provisioner_service_pb2.ListBackupsRequest, _abc.Awaitable[_provisioner_service_pb2.ListBackupsResponse]],
+    ) -> _abc.Awaitable[_provisioner_service_pb2.ListBackupsResponse]:
+        """The deployment's backups, newest first."""
+
+    @_abc_1.abstractmethod
+    def DeleteBackup(
+        self,
+        request: _provisioner_service_pb2.DeleteBackupRequest,
+        context: _aio.ServicerContext[_provisioner_service_pb2.DeleteBackupRequest, _abc.Awaitable[_provisioner_service_pb2.DeleteBackupResponse]],
+    ) -> _abc.Awaitable[_provisioner_service_pb2.DeleteBackupResponse]:
+        """The backup is gone when this returns. Idempotent."""
+
+    @_abc_1.abstractmethod
+    def RestoreBackup(
+        self,
+        request: _provisioner_service_pb2.RestoreBackupRequest,
+        context: _aio.ServicerContext[_provisioner_service_pb2.RestoreBackupRequest, _abc.Awaitable[_provisioner_service_pb2.RestoreBackupResponse]],
+    ) -> _abc.Awaitable[_provisioner_service_pb2.RestoreBackupResponse]:
+        """Makes a new deployment of the same tenant with the database of a backup. Idempotent by request_id."""
+
+    @_abc_1.abstractmethod
+    def PutSecret(
+        self,
+        request: _provisioner_service_pb2.PutSecretRequest,
+        context: _aio.ServicerContext[_provisioner_service_pb2.PutSecretRequest, _abc.Awaitable[_provisioner_service_pb2.PutSecretResponse]],
+    ) -> _abc.Awaitable[_provisioner_service_pb2.PutSecretResponse]:
+        """Keeps a secret of the deployment, or has a random one made; it replaces one of the same name. Only
+        the deployment itself is ever shown it.
+        """
+
+    @_abc_1.abstractmethod
+    def ListSecrets(
+        self,
+        request: _provisioner_service_pb2.ListSecretsRequest,
+        context: _aio.ServicerContext[_provisioner_service_pb2.ListSecretsRequest, _abc.Awaitable[_provisioner_service_pb2.ListSecretsResponse]],
+    ) -> _abc.Awaitable[_provisioner_service_pb2.ListSecretsResponse]:
+        """The names of the deployment's secrets, in order; no value."""
+
+    @_abc_1.abstractmethod
+    def DeleteSecret(
+        self,
+        request: _provisioner_service_pb2.DeleteSecretRequest,
+        context: _aio.ServicerContext[_provisioner_service_pb2.DeleteSecretRequest, _abc.Awaitable[_provisioner_service_pb2.DeleteSecretResponse]],
+    ) -> _abc.Awaitable[_provisioner_service_pb2.DeleteSecretResponse]:
+        """The secret is gone when this returns. Idempotent."""
+
+    @_abc_1.abstractmethod
+    def GetEnvironment(
+        self,
+        request: _provisioner_service_pb2.GetEnvironmentRequest,
+        context: _aio.ServicerContext[_provisioner_service_pb2.GetEnvironmentRequest, _abc.Awaitable[_provisioner_service_pb2.GetEnvironmentResponse]],
+    ) -> _abc.Awaitable[_provisioner_service_pb2.GetEnvironmentResponse]:
+        """All that a deployment's own program needs: its secrets, and the ways into its database and its
+        bucket. The deployment's own key alone opens it.
+        """
+
+    @_abc_1.abstractmethod
+    def RevealBootstrapAdmin(
+        self,
+        request: _provisioner_service_pb2.RevealBootstrapAdminRequest,
+        context: _aio.ServicerContext[_provisioner_service_pb2.RevealBootstrapAdminRequest, _abc.Awaitable[_provisioner_service_pb2.RevealBootstrapAdminResponse]],
+    ) -> _abc.Awaitable[_provisioner_service_pb2.RevealBootstrapAdminResponse]:
+        """The first administrator's password, exactly once: of many who ask, one is answered."""
+
+    @_abc_1.abstractmethod
+    def DeleteTenant(
+        self,
+        request: _provisioner_service_pb2.DeleteTenantRequest,
+        context: _aio.ServicerContext[_provisioner_service_pb2.DeleteTenantRequest, _abc.Awaitable[_provisioner_service_pb2.DeleteTenantResponse]],
+    ) -> _abc.Awaitable[_provisioner_service_pb2.DeleteTenantResponse]:
+        """Deletes the tenant of the key, with all that is its. Every key, session and route of it is dead when
+        this returns; everything else goes in the job, which ends in a certificate.
+        """
+
+    @_abc_1.abstractmethod
+    def GetDeletionCertificate(
+        self,
+        request: _provisioner_service_pb2.GetDeletionCertificateRequest,
+        context: _aio.ServicerContext[_provisioner_service_pb2.GetDeletionCertificateRequest, _abc.Awaitable[_provisioner_service_pb2.GetDeletionCertificateResponse]],
+    ) -> _abc.Awaitable[_provisioner_service_pb2.GetDeletionCertificateResponse]:
+        """How far a deletion is, and its certificate when it is done. Opened by the token that the deletion
+        handed out, since its tenant's keys are dead.
+        """
+
+    @_abc_1.abstractmethod
+    def ListCertificateKeys(
+        self,
+        request: _provisioner_service_pb2.ListCertificateKeysRequest,
+        context: _aio.ServicerContext[_provisioner_service_pb2.ListCertificateKeysRequest, _abc.Awaitable[_provisioner_service_pb2.ListCertificateKeysResponse]],
+    ) -> _abc.Awaitable[_provisioner_service_pb2.ListCertificateKeysResponse]:
+        """The public keys with which certificates can be checked, also those of before."""
 
 def add_ProvisionerServiceServicer_to_server(servicer: ProvisionerServiceServicer, server: _aio.Server) -> None: ...

@@ -55,6 +55,16 @@ class RatelimitServiceStub:
                 request_serializer=bulkhead_dot_ratelimit_dot_v1_dot_ratelimit__service__pb2.GetUsageRequest.SerializeToString,
                 response_deserializer=bulkhead_dot_ratelimit_dot_v1_dot_ratelimit__service__pb2.GetUsageResponse.FromString,
                 _registered_method=True)
+        self.ReleaseDeployment = channel.unary_unary(
+                '/bulkhead.ratelimit.v1.RatelimitService/ReleaseDeployment',
+                request_serializer=bulkhead_dot_ratelimit_dot_v1_dot_ratelimit__service__pb2.ReleaseDeploymentRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_ratelimit_dot_v1_dot_ratelimit__service__pb2.ReleaseDeploymentResponse.FromString,
+                _registered_method=True)
+        self.EraseTenant = channel.unary_unary(
+                '/bulkhead.ratelimit.v1.RatelimitService/EraseTenant',
+                request_serializer=bulkhead_dot_ratelimit_dot_v1_dot_ratelimit__service__pb2.EraseTenantRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_ratelimit_dot_v1_dot_ratelimit__service__pb2.EraseTenantResponse.FromString,
+                _registered_method=True)
 
 
 class RatelimitServiceServicer:
@@ -91,6 +101,21 @@ class RatelimitServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReleaseDeployment(self, request, context):
+        """Erases every counter of the deployment, here and in Valkey; whoever still counts for it starts at
+        nothing. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EraseTenant(self, request, context):
+        """Erases every counter of the tenant's deployments, here and in Valkey. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RatelimitServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -113,6 +138,16 @@ def add_RatelimitServiceServicer_to_server(servicer, server):
                     servicer.GetUsage,
                     request_deserializer=bulkhead_dot_ratelimit_dot_v1_dot_ratelimit__service__pb2.GetUsageRequest.FromString,
                     response_serializer=bulkhead_dot_ratelimit_dot_v1_dot_ratelimit__service__pb2.GetUsageResponse.SerializeToString,
+            ),
+            'ReleaseDeployment': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseDeployment,
+                    request_deserializer=bulkhead_dot_ratelimit_dot_v1_dot_ratelimit__service__pb2.ReleaseDeploymentRequest.FromString,
+                    response_serializer=bulkhead_dot_ratelimit_dot_v1_dot_ratelimit__service__pb2.ReleaseDeploymentResponse.SerializeToString,
+            ),
+            'EraseTenant': grpc.unary_unary_rpc_method_handler(
+                    servicer.EraseTenant,
+                    request_deserializer=bulkhead_dot_ratelimit_dot_v1_dot_ratelimit__service__pb2.EraseTenantRequest.FromString,
+                    response_serializer=bulkhead_dot_ratelimit_dot_v1_dot_ratelimit__service__pb2.EraseTenantResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -224,6 +259,60 @@ class RatelimitService:
             '/bulkhead.ratelimit.v1.RatelimitService/GetUsage',
             bulkhead_dot_ratelimit_dot_v1_dot_ratelimit__service__pb2.GetUsageRequest.SerializeToString,
             bulkhead_dot_ratelimit_dot_v1_dot_ratelimit__service__pb2.GetUsageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseDeployment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.ratelimit.v1.RatelimitService/ReleaseDeployment',
+            bulkhead_dot_ratelimit_dot_v1_dot_ratelimit__service__pb2.ReleaseDeploymentRequest.SerializeToString,
+            bulkhead_dot_ratelimit_dot_v1_dot_ratelimit__service__pb2.ReleaseDeploymentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EraseTenant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.ratelimit.v1.RatelimitService/EraseTenant',
+            bulkhead_dot_ratelimit_dot_v1_dot_ratelimit__service__pb2.EraseTenantRequest.SerializeToString,
+            bulkhead_dot_ratelimit_dot_v1_dot_ratelimit__service__pb2.EraseTenantResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -28,6 +28,12 @@ class RatelimitServiceStub:
     """
     GetUsage: _aio.UnaryUnaryMultiCallable[_ratelimit_service_pb2.GetUsageRequest, _ratelimit_service_pb2.GetUsageResponse]
     """What a deployment has used this month, and what is left."""
+    ReleaseDeployment: _aio.UnaryUnaryMultiCallable[_ratelimit_service_pb2.ReleaseDeploymentRequest, _ratelimit_service_pb2.ReleaseDeploymentResponse]
+    """Erases every counter of the deployment, here and in Valkey; whoever still counts for it starts at
+    nothing. Idempotent.
+    """
+    EraseTenant: _aio.UnaryUnaryMultiCallable[_ratelimit_service_pb2.EraseTenantRequest, _ratelimit_service_pb2.EraseTenantResponse]
+    """Erases every counter of the tenant's deployments, here and in Valkey. Idempotent."""
 
 class RatelimitServiceServicer(metaclass=_abc_1.ABCMeta):
     """Calls per deployment: a burst ceiling and a quota per UTC calendar month."""
@@ -67,5 +73,23 @@ class RatelimitServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_ratelimit_service_pb2.GetUsageRequest, _abc.Awaitable[_ratelimit_service_pb2.GetUsageResponse]],
     ) -> _abc.Awaitable[_ratelimit_service_pb2.GetUsageResponse]:
         """What a deployment has used this month, and what is left."""
+
+    @_abc_1.abstractmethod
+    def ReleaseDeployment(
+        self,
+        request: _ratelimit_service_pb2.ReleaseDeploymentRequest,
+        context: _aio.ServicerContext[_ratelimit_service_pb2.ReleaseDeploymentRequest, _abc.Awaitable[_ratelimit_service_pb2.ReleaseDeploymentResponse]],
+    ) -> _abc.Awaitable[_ratelimit_service_pb2.ReleaseDeploymentResponse]:
+        """Erases every counter of the deployment, here and in Valkey; whoever still counts for it starts at
+        nothing. Idempotent.
+        """
+
+    @_abc_1.abstractmethod
+    def EraseTenant(
+        self,
+        request: _ratelimit_service_pb2.EraseTenantRequest,
+        context: _aio.ServicerContext[_ratelimit_service_pb2.EraseTenantRequest, _abc.Awaitable[_ratelimit_service_pb2.EraseTenantResponse]],
+    ) -> _abc.Awaitable[_ratelimit_service_pb2.EraseTenantResponse]:
+        """Erases every counter of the tenant's deployments, here and in Valkey. Idempotent."""
 
 def add_RatelimitServiceServicer_to_server(servicer: RatelimitServiceServicer, server: _aio.Server) -> None: ...
