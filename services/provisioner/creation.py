@@ -15,8 +15,9 @@ from services.provisioner.domain import (
     new_host,
 )
 from services.provisioner.master_secret import MasterSecret
+from services.provisioner.plans.making import Making
 from services.provisioner.ports import Bearer, Locks, Queue, Registry
-from services.provisioner.steps import Steps, Work
+from services.provisioner.work import Boundary, Moment, Work
 from services.shared.errors import (
     AlreadyExistsError,
     BulkheadError,
@@ -46,8 +47,9 @@ class Creation:
         locks: Locks,
         queue: Queue,
         registry: Registry,
-        steps: Steps,
+        making: Making,
         secret: MasterSecret,
+        boundary: Boundary,
         *,
         domain: str,
         deployments_per_tenant: int,
@@ -56,8 +58,9 @@ class Creation:
         self._locks = locks
         self._queue = queue
         self._registry = registry
-        self._steps = steps
+        self._making = making
         self._secret = secret
+        self._boundary = boundary
         self._domain = domain
         self._most = deployments_per_tenant
 
@@ -151,8 +154,10 @@ class Creation:
         """Lets keys be issued, and the host answer 503, as soon as the call returns, if it can."""
         try:
             async with asyncio.timeout(_FIRST_STEPS_SECONDS):
-                await self._steps.register(work)
-                await self._steps.announce(work)
+                for step, action in self._making.first_steps():
+                    await self._boundary.reached(OperationKind.CREATE, step, Moment.BEFORE)
+                    await action(work)
+                    await self._boundary.reached(OperationKind.CREATE, step, Moment.AFTER)
         except (BulkheadError, TimeoutError) as error:
             structlog.get_logger().warning(
                 "first steps left to the reconciler",

@@ -11,8 +11,9 @@ from services.provisioner.domain import (
     Step,
 )
 from services.provisioner.master_secret import MasterSecret
+from services.provisioner.plans.deleting import Deleting
 from services.provisioner.ports import Bearer, Locks, Queue, Registry
-from services.provisioner.steps import Steps, Work
+from services.provisioner.work import Boundary, Moment, Work
 from services.shared.errors import NotFoundError
 from services.shared.ids import DeploymentId, TenantId, new_operation_id
 from services.shared.postgres import Connection, Database
@@ -30,15 +31,17 @@ class Deletion:
         locks: Locks,
         queue: Queue,
         registry: Registry,
-        steps: Steps,
+        deleting: Deleting,
         secret: MasterSecret,
+        boundary: Boundary,
     ) -> None:
         self._database = database
         self._locks = locks
         self._queue = queue
         self._registry = registry
-        self._steps = steps
+        self._deleting = deleting
         self._secret = secret
+        self._boundary = boundary
 
     async def delete(
         self, tenant: TenantId, caller: Bearer, deployment_id: DeploymentId
@@ -116,8 +119,10 @@ class Deletion:
         if _is_cut_off(operation):
             return operation
         work = Work(deployment, operation, caller)
-        await self._steps.retire(work)
-        await self._steps.unroute(work)
+        for step, action in self._deleting.first_steps():
+            await self._boundary.reached(OperationKind.DELETE, step, Moment.BEFORE)
+            await action(work)
+            await self._boundary.reached(OperationKind.DELETE, step, Moment.AFTER)
         async with self._database.tenant(tenant) as connection:
             await store.set_step(connection, operation.operation_id, Step.RELEASING)
         return operation

@@ -2,16 +2,19 @@
 
 import re
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import Any, Final
 from urllib.parse import quote
 
-from services.shared.errors import Reason, UnavailableError
-from services.shared.ids import DeploymentId, OperationId, TenantId, random_text
+from services.shared.errors import FailedPreconditionError, Reason, UnavailableError
+from services.shared.ids import BackupId, DeploymentId, OperationId, TenantId, random_text
 
 MOST_NAME_LENGTH = 63
 MOST_REQUEST_ID_LENGTH = 64
+_BACKUP_ID = re.compile(r"bak_[0-9a-z]{26}")
 _DEPLOYMENT_ID = re.compile(r"dep_[0-9a-z]{26}")
 _OPERATION_ID = re.compile(r"op_[0-9a-z]{26}")
 _NOT_IN_HOST = re.compile(r"[^a-z0-9]+")
@@ -20,6 +23,8 @@ _HOST_RANDOM_LENGTH = 8
 _MOST_SLUG_LENGTH = 63 - 1 - _HOST_RANDOM_LENGTH
 # How long a call waits for another one that works on the same deployment.
 LOCK_PATIENCE = timedelta(seconds=8)
+USUAL_STORAGE_BYTES: Final = 1 << 30
+USUAL_IDLE_TIMEOUT: Final = timedelta(minutes=5)
 _FIRST_RETRY_SECONDS = 0.2
 _MOST_RETRY_SECONDS = 15.0
 _MOST_DOUBLINGS = 16
@@ -33,6 +38,7 @@ class DeploymentState(StrEnum):
     FAILED = "failed"
     DELETING = "deleting"
     DELETED = "deleted"
+    SUSPENDED = "suspended"
 
 
 class OperationKind(StrEnum):
@@ -40,6 +46,11 @@ class OperationKind(StrEnum):
 
     CREATE = "create"
     DELETE = "delete"
+    SUSPEND = "suspend"
+    RESUME = "resume"
+    ROTATE = "rotate"
+    BACK_UP = "back_up"
+    DELETE_TENANT = "delete_tenant"
 
 
 class OperationState(StrEnum):
@@ -51,16 +62,89 @@ class OperationState(StrEnum):
 
 
 class Step(StrEnum):
-    """What an operation is at, in order: the first four create, the last four delete."""
+    """What an operation is at; each kind of operation takes its own, in the order of its plan."""
 
+    # Making.
     REGISTERING = "registering"
     ROUTE = "route"
     DATABASE = "database"
+    BUCKET = "bucket"
     PUBLISHING = "publishing"
+    # Deleting.
     RETIRING = "retiring"
     UNROUTING = "unrouting"
     RELEASING = "releasing"
+    UNCOUNTING = "uncounting"
     DESTROYING = "destroying"
+    EMPTYING = "emptying"
+    DISCARDING = "discarding"
+    SHREDDING = "shredding"
+    VERIFYING = "verifying"
+    CERTIFYING = "certifying"
+    # Suspending, and resuming.
+    CLOSING = "closing"
+    WITHDRAWING = "withdrawing"
+    SLEEPING = "sleeping"
+    LENDING = "lending"
+    OPENING = "opening"
+    # Rotating.
+    ISSUING = "issuing"
+    SWITCHING = "switching"
+    TELLING = "telling"
+    OVERLAPPING = "overlapping"
+    ENDING = "ending"
+    # Backing up.
+    COPYING = "copying"
+    KEEPING = "keeping"
+    # Deleting a tenant.
+    CUTTING_OFF = "cutting_off"
+    DELETING_DEPLOYMENTS = "deleting_deployments"
+    ERASING_LOANS = "erasing_loans"
+    ERASING_COUNTERS = "erasing_counters"
+    ERASING_OWN = "erasing_own"
+    ERASING_KEYS = "erasing_keys"
+
+
+class ResourceKind(StrEnum):
+    """`bulkhead.provisioner.v1.ResourceKind`."""
+
+    KEYS = "keys"
+    ROUTE = "route"
+    LOANS = "loans"
+    COUNTERS = "counters"
+    DATABASE = "database"
+    BUCKET = "bucket"
+    SECRETS = "secrets"
+    BACKUPS = "backups"
+
+
+class ResourceState(StrEnum):
+    """`bulkhead.provisioner.v1.ResourceState`."""
+
+    PENDING = "pending"
+    READY = "ready"
+    SLEEPING = "sleeping"
+    SUSPENDED = "suspended"
+    DEGRADED = "degraded"
+    LOST = "lost"
+    GOING = "going"
+    GONE = "gone"
+
+
+class BackupTarget(StrEnum):
+    """`bulkhead.provisioner.v1.BackupTarget`."""
+
+    FILE = "file"
+    BUCKET = "bucket"
+
+
+class BackupState(StrEnum):
+    """`bulkhead.provisioner.v1.BackupState`; one that is going is shown to nobody."""
+
+    RUNNING = "running"
+    READY = "ready"
+    FAILED = "failed"
+    GOING = "going"
 
 
 class RouteState(StrEnum):
@@ -69,10 +153,11 @@ class RouteState(StrEnum):
     STARTING = "starting"
     RUNNING = "running"
     FAILED = "failed"
+    SUSPENDED = "suspended"
 
 
 class DatabaseRole(StrEnum):
-    """`bulkhead.provisioner.v1.DatabaseRole`; also the name of the role in the database."""
+    """`bulkhead.provisioner.v1.DatabaseRole`; also the role whose rights a login has."""
 
     READER = "reader"
     WRITER = "writer"
@@ -90,10 +175,47 @@ class Deployment:
     mcp: bool
     database: bool
     create_time: datetime
-    # Where its database was last; it is kept there as long as the port is free.
+    # Where its database's server was last; it is kept there as long as the port is free.
     database_port: int | None = None
     # Grows when the passwords of its database change.
     generation: int = 1
+    # Logins of this generation and before open nothing any more.
+    closed_generation: int = 0
+    bucket: bool = False
+    bootstrap_admin: bool = False
+    storage_bytes: int = USUAL_STORAGE_BYTES
+    # How long the database is awake without use; zero: always.
+    idle_timeout: timedelta = USUAL_IDLE_TIMEOUT
+    # Where the database came from.
+    source_deployment_id: DeploymentId | None = None
+    source_backup_id: BackupId | None = None
+    # Where whoever has a connection string is listened to.
+    listener_port: int | None = None
+
+    @property
+    def open_generations(self) -> tuple[int, ...]:
+        """The generations whose logins open the database: two while a rotation's overlap lasts."""
+        return tuple(range(self.closed_generation + 1, self.generation + 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """One part of a deployment, and how it is."""
+
+    deployment_id: DeploymentId
+    kind: ResourceKind
+    state: ResourceState
+    reason: str
+    since: datetime
+    used_bytes: int | None = None
+    over_quota: bool = False
+    measure_time: datetime | None = None
+    access_revoked_time: datetime | None = None
+    destroyed_time: datetime | None = None
+    verified_gone_time: datetime | None = None
+    unrecoverable_after: datetime | None = None
+    # What its end is told with.
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +232,8 @@ class Operation:
     message: str
     create_time: datetime
     end_time: datetime | None = None
+    # What it is to do, beyond its kind.
+    parameters: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def done(self) -> bool:
@@ -119,20 +243,53 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What CreateDeployment asks for."""
+    """What CreateDeployment, CreateBranch and RestoreBackup ask for."""
 
     request_id: str
     name: str
     mcp: bool
     database: bool
+    bucket: bool = False
+    bootstrap_admin: bool = False
+    storage_bytes: int = USUAL_STORAGE_BYTES
+    idle_timeout: timedelta = USUAL_IDLE_TIMEOUT
+    source_deployment_id: DeploymentId | None = None
+    source_backup_id: BackupId | None = None
 
     def was_met_by(self, deployment: Deployment) -> bool:
-        """Whether `deployment` was made for the same wish."""
-        return (self.name, self.mcp, self.database) == (
+        """Whether `deployment` was made for the same wish; what may change since does not count."""
+        return (
+            self.name,
+            self.mcp,
+            self.database,
+            self.bucket,
+            self.bootstrap_admin,
+            self.source_deployment_id,
+            self.source_backup_id,
+        ) == (
             deployment.name,
             deployment.mcp,
             deployment.database,
+            deployment.bucket,
+            deployment.bootstrap_admin,
+            deployment.source_deployment_id,
+            deployment.source_backup_id,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Backup:
+    """A copy of a deployment's database, as it was at one moment."""
+
+    backup_id: BackupId
+    tenant_id: TenantId
+    deployment_id: DeploymentId
+    operation_id: OperationId
+    target: BackupTarget
+    state: BackupState
+    size_bytes: int
+    message: str
+    create_time: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +326,11 @@ def operation_id(value: str) -> OperationId | None:
     return OperationId(value) if _OPERATION_ID.fullmatch(value) else None
 
 
+def backup_id(value: str) -> BackupId | None:
+    """Returns `value` as an id when it has the shape of one."""
+    return BackupId(value) if _BACKUP_ID.fullmatch(value) else None
+
+
 def new_host(name: str, domain: str) -> str:
     """Returns a host name: what it can hold of `name`, 40 random bits, and `domain`."""
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
@@ -191,3 +353,8 @@ def not_ready() -> UnavailableError:
     return UnavailableError(
         "the deployment is not ready", Reason.DEPLOYMENT_NOT_READY, timedelta(seconds=1)
     )
+
+
+def suspended() -> FailedPreconditionError:
+    """Returns the error for a deployment that is suspended."""
+    return FailedPreconditionError("the deployment is suspended", Reason.DEPLOYMENT_SUSPENDED)

@@ -1,4 +1,4 @@
-"""One worker at a time on a deployment: a lock of our own here, Postgres's across replicas."""
+"""One worker at a time on a subject: a lock of our own here, Postgres's across replicas."""
 
 import asyncio
 import hashlib
@@ -10,7 +10,7 @@ from weakref import WeakValueDictionary
 import asyncpg
 
 from services.provisioner.domain import not_ready
-from services.shared.ids import DeploymentId
+from services.provisioner.ports import Subject
 from services.shared.postgres import Connection, Database, postgres_errors
 
 
@@ -23,16 +23,16 @@ class DeploymentLocks:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._here: WeakValueDictionary[DeploymentId, asyncio.Lock] = WeakValueDictionary()
+        self._here: WeakValueDictionary[Subject, asyncio.Lock] = WeakValueDictionary()
 
     @asynccontextmanager
-    async def hold(self, deployment: DeploymentId, patience: timedelta) -> AsyncIterator[None]:
-        """Holds the deployment's lock.
+    async def hold(self, subject: Subject, patience: timedelta) -> AsyncIterator[None]:
+        """Holds the subject's lock.
 
         Raises:
             UnavailableError: someone else holds it for longer than `patience`.
         """
-        here = self._here.setdefault(deployment, asyncio.Lock())
+        here = self._here.setdefault(subject, asyncio.Lock())
         until = asyncio.get_running_loop().time() + patience.total_seconds()
         try:
             async with asyncio.timeout_at(until):
@@ -40,28 +40,28 @@ class DeploymentLocks:
         except TimeoutError as error:
             raise not_ready() from error
         try:
-            async with self._hold_everywhere(deployment, until):
+            async with self._hold_everywhere(subject, until):
                 yield
         finally:
             here.release()
 
     @asynccontextmanager
-    async def _hold_everywhere(self, deployment: DeploymentId, until: float) -> AsyncIterator[None]:
+    async def _hold_everywhere(self, subject: Subject, until: float) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
             with postgres_errors():
                 acquiring = self._database.pool.acquire(timeout=_left(until))
-                await _lock(await stack.enter_async_context(acquiring), deployment, until)
+                await _lock(await stack.enter_async_context(acquiring), subject, until)
             # What fails from here on is not the lock's.
             yield
 
 
-async def _lock(connection: Connection, deployment: DeploymentId, until: float) -> None:
+async def _lock(connection: Connection, subject: Subject, until: float) -> None:
     milliseconds = int(_left(until) * 1000)
     # Undone, as the lock itself is, when the pool gets the connection back.
     await connection.execute("SELECT set_config('lock_timeout', $1, false)", f"{milliseconds}ms")
     try:
         await connection.execute(
-            "SELECT pg_advisory_lock($1)", _number(deployment), timeout=_left(until) + 1
+            "SELECT pg_advisory_lock($1)", _number(subject), timeout=_left(until) + 1
         )
     except asyncpg.LockNotAvailableError as error:
         raise not_ready() from error
@@ -71,6 +71,6 @@ def _left(until: float) -> float:
     return max(0.05, until - asyncio.get_running_loop().time())
 
 
-def _number(deployment: DeploymentId) -> int:
-    digest = hashlib.sha256(f"deployment {deployment}".encode()).digest()
+def _number(subject: Subject) -> int:
+    digest = hashlib.sha256(f"deployment {subject}".encode()).digest()
     return int.from_bytes(digest[:8], signed=True)

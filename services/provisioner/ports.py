@@ -3,10 +3,10 @@
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from services.provisioner.domain import Deployment, RouteState
-from services.shared.ids import DeploymentId
+from services.shared.ids import DeploymentId, TenantId
 from services.shared.postgres import Connection
 
 
@@ -53,13 +53,15 @@ class Loans(Protocol):
         ...
 
 
-class Locks(Protocol):
-    """One worker at a time on a deployment, across all replicas."""
+# What one worker at a time works on: a deployment, or a tenant that is being deleted.
+Subject: TypeAlias = DeploymentId | TenantId
 
-    def hold(
-        self, deployment: DeploymentId, patience: timedelta
-    ) -> AbstractAsyncContextManager[None]:
-        """Holds the deployment's lock.
+
+class Locks(Protocol):
+    """One worker at a time on a deployment, or on a tenant's deletion, across all replicas."""
+
+    def hold(self, subject: Subject, patience: timedelta) -> AbstractAsyncContextManager[None]:
+        """Holds the subject's lock.
 
         Raises:
             UnavailableError: someone else holds it for longer than `patience`.
@@ -68,8 +70,8 @@ class Locks(Protocol):
 
 
 class Queue(Protocol):
-    """Tells the workers which deployments have work to be done."""
+    """Tells the workers which deployments, and which tenants, have work to be done."""
 
-    async def enqueue(self, connection: Connection, deployment: DeploymentId) -> None:
-        """Enters the deployment; it counts when the transaction commits. Call it last in it."""
+    async def enqueue(self, connection: Connection, subject: Subject) -> None:
+        """Enters the subject; it counts when the transaction commits. Call it last in it."""
         ...

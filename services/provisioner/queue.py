@@ -1,6 +1,6 @@
-"""Which deployments have work to be done: pgqueuer, in the same transaction as the rows.
+"""Which subjects have work to be done: pgqueuer, in the same transaction as the rows.
 
-An entry only says "look at this deployment"; what is to be done stands in the rows. So an entry too
+An entry only says "look at this one"; what is to be done stands in the rows. So an entry too
 many does no harm, and one too few is made up for by the sweep.
 """
 
@@ -13,7 +13,7 @@ from opentelemetry import propagate
 from pgqueuer import AsyncpgDriver, Queries, QueueManager
 from pgqueuer.models import Job
 
-from services.shared.ids import DeploymentId
+from services.provisioner.ports import Subject
 from services.shared.postgres import Connection, connect
 from services.shared.settings import PostgresSettings
 
@@ -25,18 +25,18 @@ _POLL = timedelta(seconds=5)
 _RESTART_SECONDS = 0.5
 _BATCH = 4
 
-# Returns how long to wait before looking at the deployment again; None when nothing is left to do.
-Reconcile = Callable[[DeploymentId, dict[str, str]], Awaitable[timedelta | None]]
+# Returns how long to wait before looking at the subject again; None when nothing is left to do.
+Reconcile = Callable[[str, dict[str, str]], Awaitable[timedelta | None]]
 
 
 class WorkQueue:
-    """Enters deployments into the queue, which belongs to the role `service_role`."""
+    """Enters subjects into the queue, which belongs to the role `service_role`."""
 
     def __init__(self, service_role: str) -> None:
         self._service_role = service_role
 
-    async def enqueue(self, connection: Connection, deployment: DeploymentId) -> None:
-        """Enters the deployment; it counts when the transaction commits.
+    async def enqueue(self, connection: Connection, subject: Subject) -> None:
+        """Enters the subject; it counts when the transaction commits.
 
         The rest of the transaction runs as the service's role.
         """
@@ -44,7 +44,7 @@ class WorkQueue:
         trace: dict[str, str] = {}
         propagate.inject(trace)
         queries = Queries(AsyncpgDriver(connection))  # type: ignore[arg-type]  # a pool's connection is one
-        await queries.enqueue(_ENTRYPOINT, deployment.encode(), headers=trace)
+        await queries.enqueue(_ENTRYPOINT, subject.encode(), headers=trace)
 
 
 async def work(settings: PostgresSettings, reconcile: Reconcile) -> None:
@@ -66,9 +66,9 @@ async def _work_once(settings: PostgresSettings, reconcile: Reconcile) -> None:
 
     @worker.entrypoint(_ENTRYPOINT)
     async def look(job: Job) -> None:
-        deployment = DeploymentId((job.payload or b"").decode())
+        subject = (job.payload or b"").decode()
         trace = {name: str(value) for name, value in (job.headers or {}).items()}
-        wait = await reconcile(deployment, trace)
+        wait = await reconcile(subject, trace)
         if wait is not None:
             # A new entry: it notifies the workers, which pgqueuer's own retry does not.
             await queries.enqueue(_ENTRYPOINT, job.payload, execute_after=wait, headers=trace)

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Mapping
 from datetime import timedelta
+from types import MappingProxyType
 
 import structlog
 from opentelemetry import propagate, trace
@@ -19,7 +20,7 @@ from services.provisioner.domain import (
 from services.provisioner.drivers.protocol import DriverError
 from services.provisioner.master_secret import MasterSecret, MasterSecretError
 from services.provisioner.ports import Bearer, Locks
-from services.provisioner.steps import Steps, Work
+from services.provisioner.work import Action, Boundary, Moment, NotYetError, Plan, Work
 from services.shared.errors import (
     BulkheadError,
     DeadlineTooShortError,
@@ -34,6 +35,32 @@ _LOCK_PATIENCE = timedelta(seconds=2)
 _PASSING = (UnavailableError, DeadlineTooShortError, LimitExceededError, DriverError)
 
 
+# What the deployment's state becomes at an operation's end, and from which. A delete that failed is
+# still wanted: asking again begins it anew.
+_CHANGES: Mapping[tuple[OperationKind, OperationState], tuple[DeploymentState, DeploymentState]] = (
+    MappingProxyType(
+        {
+            (OperationKind.CREATE, OperationState.SUCCEEDED): (
+                DeploymentState.CREATING,
+                DeploymentState.READY,
+            ),
+            (OperationKind.CREATE, OperationState.FAILED): (
+                DeploymentState.CREATING,
+                DeploymentState.FAILED,
+            ),
+            (OperationKind.DELETE, OperationState.SUCCEEDED): (
+                DeploymentState.DELETING,
+                DeploymentState.DELETED,
+            ),
+            (OperationKind.RESUME, OperationState.SUCCEEDED): (
+                DeploymentState.SUSPENDED,
+                DeploymentState.READY,
+            ),
+        }
+    )
+)
+
+
 class _SupersededError(Exception):
     """The operation has been ended by a later one."""
 
@@ -45,15 +72,17 @@ class Reconciler:
         self,
         database: Database,
         locks: Locks,
-        steps: Steps,
+        plans: Mapping[OperationKind, Plan],
         secret: MasterSecret,
+        boundary: Boundary,
         *,
         create_tries: int,
     ) -> None:
         self._database = database
         self._locks = locks
-        self._steps = steps
+        self._plans = plans
         self._secret = secret
+        self._boundary = boundary
         self._create_tries = create_tries
 
     async def reconcile(
@@ -93,15 +122,28 @@ class Reconciler:
 
     async def _do(self, work: Work) -> timedelta | None:
         try:
-            for step, action in self._steps.of(work.operation):
-                await self._enter(work.operation, step)
-                await action(work)
+            for step, action in self._plans[work.operation.kind].steps(work.operation):
+                await self._take(work, step, action)
             await self._end(work.operation, OperationState.SUCCEEDED, "")
         except _SupersededError:
             return timedelta(0)
+        except NotYetError as wait:
+            return await self._postpone(work.operation, wait.delay)
         except Exception as error:  # noqa: BLE001 whatever it is, the operation goes on or fails
             return await self._failed(work, error)
         return None
+
+    async def _take(self, work: Work, step: Step, action: Action) -> None:
+        kind = work.operation.kind
+        await self._enter(work.operation, step)
+        await self._boundary.reached(kind, step, Moment.BEFORE)
+        await action(work)
+        await self._boundary.reached(kind, step, Moment.AFTER)
+
+    async def _postpone(self, operation: Operation, delay: timedelta) -> timedelta:
+        async with self._database.tenant(operation.tenant_id) as connection:
+            await store.set_next_try(connection, operation.operation_id, delay)
+        return delay
 
     async def _enter(self, operation: Operation, step: Step) -> None:
         """Writes down what is done now, unless the operation has been ended meanwhile."""
@@ -117,9 +159,9 @@ class Reconciler:
             current = await store.get_deployment(connection, operation.deployment_id, lock=True)
             await store.end_operation(connection, operation.operation_id, state, message)
             # A delete that came in between has the last word on the deployment.
-            if current is not None and current.state is _state_during(operation.kind):
-                reached = _state_after(operation.kind, state)
-                await store.set_state(connection, operation.deployment_id, reached)
+            change = _CHANGES.get((operation.kind, state))
+            if change is not None and current is not None and current.state is change[0]:
+                await store.set_state(connection, operation.deployment_id, change[1])
 
     async def _failed(self, work: Work, error: Exception) -> timedelta | None:
         operation = work.operation
@@ -136,27 +178,12 @@ class Reconciler:
         return delay
 
     async def _give_up(self, work: Work, message: str) -> None:
-        if work.operation.kind is OperationKind.CREATE:
-            try:
-                await self._steps.give_up(work)
-            except (BulkheadError, DriverError) as error:
-                # What is left on disk the sweep removes.
-                _log(work.operation, error)
+        try:
+            await self._plans[work.operation.kind].give_up(work)
+        except (BulkheadError, DriverError) as error:
+            # What is left on disk the sweep removes.
+            _log(work.operation, error)
         await self._end(work.operation, OperationState.FAILED, message)
-
-
-def _state_during(kind: OperationKind) -> DeploymentState:
-    return DeploymentState.CREATING if kind is OperationKind.CREATE else DeploymentState.DELETING
-
-
-def _state_after(kind: OperationKind, state: OperationState) -> DeploymentState:
-    if kind is OperationKind.CREATE:
-        succeeded = state is OperationState.SUCCEEDED
-        return DeploymentState.READY if succeeded else DeploymentState.FAILED
-    # A delete that failed is still wanted: asking again begins it anew.
-    return (
-        DeploymentState.DELETED if state is OperationState.SUCCEEDED else DeploymentState.DELETING
-    )
 
 
 def _message(error: Exception) -> str:

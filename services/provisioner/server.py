@@ -12,7 +12,11 @@ from bulkhead.provisioner.v1.provisioner_service_pb2_grpc import (
 from services.provisioner import store
 from services.provisioner.changes import open_changes
 from services.provisioner.creation import Creation
+from services.provisioner.databases import DatabaseService
 from services.provisioner.deletion import Deletion
+from services.provisioner.deployments import DeploymentService
+from services.provisioner.dispatch import Dispatch
+from services.provisioner.domain import OperationKind
 from services.provisioner.drivers import local
 from services.provisioner.drivers.claim import claim
 from services.provisioner.drivers.local import LocalDriver, PortRange
@@ -20,13 +24,15 @@ from services.provisioner.drivers.postgres_process import reachable_home
 from services.provisioner.locks import DeploymentLocks
 from services.provisioner.master_secret import MasterSecret, read_master_secret
 from services.provisioner.peers import AuthRegistry, CredentialsLoans, ProxyRoutes
+from services.provisioner.plans.deleting import Deleting
+from services.provisioner.plans.making import Making
 from services.provisioner.queue import WorkQueue, work
 from services.provisioner.reconciler import Reconciler
 from services.provisioner.rpc import ProvisionerRpc
-from services.provisioner.service import DatabaseService, DeploymentService
+from services.provisioner.service import ProvisionerService
 from services.provisioner.settings import Settings
-from services.provisioner.steps import Steps
 from services.provisioner.sweep import Sweep
+from services.provisioner.work import Boundary, Plan, Unwatched
 from services.shared.access import RemoteAuditor, RemoteAuthenticator, open_key_resolver
 from services.shared.background import background
 from services.shared.channel import open_channel
@@ -38,8 +44,9 @@ _MIGRATIONS = Path(__file__).parent / "migrations"
 
 
 @asynccontextmanager
-async def compose(settings: Settings) -> AsyncIterator[Service]:
+async def compose(settings: Settings, boundary: Boundary | None = None) -> AsyncIterator[Service]:
     """Yields the provisioner, ready to be served, its workers at work."""
+    boundary = boundary or Unwatched()
     secret = read_master_secret(settings.database_secret_file)
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
@@ -57,33 +64,42 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
 
         driver = await _local_driver(settings, secret, database)
         registry, queue = AuthRegistry(auth), WorkQueue(f"{_NAME}_service")
-        steps = Steps(database, registry, ProxyRoutes(proxy), CredentialsLoans(credentials), driver)
+        routes, loans = ProxyRoutes(proxy), CredentialsLoans(credentials)
+        making = Making(database, registry, routes, driver)
+        deleting = Deleting(registry, routes, loans, driver)
         deployments = DeploymentService(database, changes)
-        rpc = ProvisionerRpc(
-            Creation(
+        service = ProvisionerService(
+            creation=Creation(
                 database,
                 locks,
                 queue,
                 registry,
-                steps,
+                making,
                 secret,
+                boundary,
                 domain=settings.domain,
                 deployments_per_tenant=settings.deployments_per_tenant,
             ),
-            Deletion(database, locks, queue, registry, steps, secret),
-            deployments,
-            DatabaseService(deployments, locks, steps, driver, local.DATABASE),
+            deletion=Deletion(database, locks, queue, registry, deleting, secret, boundary),
+            deployments=deployments,
+            databases=DatabaseService(deployments, locks, making, driver, local.DATABASE),
         )
-        reconciler = Reconciler(database, locks, steps, secret, create_tries=settings.create_tries)
-        sweep = Sweep(database, locks, queue, steps, driver)
-        await enter(background(work(settings, reconciler.reconcile)))
+        plans: dict[OperationKind, Plan] = {
+            OperationKind.CREATE: making,
+            OperationKind.DELETE: deleting,
+        }
+        reconciler = Reconciler(
+            database, locks, plans, secret, boundary, create_tries=settings.create_tries
+        )
+        sweep = Sweep(database, locks, queue, making, driver)
+        await enter(background(work(settings, Dispatch(reconciler).reconcile)))
         await enter(background(sweep.run(settings.sweep_seconds)))
         await enter(background(driver.keep_spare()))
         yield Service(
             registrations=[
                 Registration(
                     pb2.DESCRIPTOR.services_by_name["ProvisionerService"],
-                    rpc,
+                    ProvisionerRpc(service),
                     add_ProvisionerServiceServicer_to_server,
                 )
             ],

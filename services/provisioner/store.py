@@ -1,5 +1,6 @@
 """The tables of the provisioner, one function a query."""
 
+import json
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
@@ -21,11 +22,12 @@ OPERATIONS_CHANNEL = "operations"
 
 _DEPLOYMENT = (
     "deployment_id, tenant_id, name, host, state, mcp, database, database_port, generation,"
-    " created_at"
+    " created_at, closed_generation, bucket, bootstrap_admin, storage_bytes, idle_seconds,"
+    " source_deployment_id, source_backup_id, listener_port"
 )
 _OPERATION = (
     "operation_id, tenant_id, deployment_id, kind, state, step, retries, message, created_at,"
-    " ended_at"
+    " ended_at, parameters"
 )
 
 
@@ -67,7 +69,9 @@ async def insert_deployment(
     """Writes a deployment that is yet to be made."""
     row = await connection.fetchrow(
         "INSERT INTO deployments (deployment_id, tenant_id, request_id, name, host, state, mcp,"  # noqa: S608 columns
-        f" database) VALUES ($1, $2, $3, $4, $5, 'creating', $6, $7) RETURNING {_DEPLOYMENT}",
+        " database, bucket, bootstrap_admin, storage_bytes, idle_seconds, source_deployment_id,"
+        " source_backup_id) VALUES ($1, $2, $3, $4, $5, 'creating', $6, $7, $8, $9, $10, $11, $12,"
+        f" $13) RETURNING {_DEPLOYMENT}",
         deployment_id,
         tenant,
         wanted.request_id,
@@ -75,6 +79,12 @@ async def insert_deployment(
         host,
         wanted.mcp,
         wanted.database,
+        wanted.bucket,
+        wanted.bootstrap_admin,
+        wanted.storage_bytes,
+        wanted.idle_timeout.total_seconds(),
+        wanted.source_deployment_id,
+        wanted.source_backup_id,
     )
     return _deployment(_some(row))
 
@@ -222,6 +232,16 @@ async def set_retry(
     )
 
 
+async def set_next_try(connection: Connection, operation_id: OperationId, delay: timedelta) -> None:
+    """Writes when the operation is looked at again; nothing has failed."""
+    await connection.execute(
+        "UPDATE operations SET next_try_at = now() + $2"
+        " WHERE operation_id = $1 AND state = 'running'",
+        operation_id,
+        delay,
+    )
+
+
 async def end_operation(
     connection: Connection, operation_id: OperationId, state: OperationState, message: str
 ) -> None:
@@ -277,6 +297,14 @@ def _deployment(row: asyncpg.Record) -> Deployment:
         create_time=row["created_at"],
         database_port=row["database_port"],
         generation=row["generation"],
+        closed_generation=row["closed_generation"],
+        bucket=row["bucket"],
+        bootstrap_admin=row["bootstrap_admin"],
+        storage_bytes=row["storage_bytes"],
+        idle_timeout=timedelta(seconds=row["idle_seconds"]),
+        source_deployment_id=row["source_deployment_id"],
+        source_backup_id=row["source_backup_id"],
+        listener_port=row["listener_port"],
     )
 
 
@@ -292,6 +320,7 @@ def _operation(row: asyncpg.Record) -> Operation:
         message=row["message"],
         create_time=row["created_at"],
         end_time=row["ended_at"],
+        parameters=json.loads(row["parameters"]),
     )
 
 

@@ -8,8 +8,8 @@ import structlog
 from services.provisioner import store
 from services.provisioner.domain import LOCK_PATIENCE, DeploymentState
 from services.provisioner.drivers.protocol import DatabaseDriver, DriverError
+from services.provisioner.plans.making import Making
 from services.provisioner.ports import Locks, Queue
-from services.provisioner.steps import Steps
 from services.shared.errors import BulkheadError
 from services.shared.ids import DeploymentId
 from services.shared.postgres import Database
@@ -25,13 +25,13 @@ class Sweep:
         database: Database,
         locks: Locks,
         queue: Queue,
-        steps: Steps,
+        making: Making,
         driver: DatabaseDriver,
     ) -> None:
         self._database = database
         self._locks = locks
         self._queue = queue
-        self._steps = steps
+        self._making = making
         self._driver = driver
 
     async def run(self, seconds: float) -> None:
@@ -60,7 +60,7 @@ class Sweep:
             async with self._database.service() as connection:
                 deployment = await store.get_deployment(connection, deployment_id)
             if deployment is not None and deployment.state is DeploymentState.READY:
-                await self._steps.ensure_database(deployment)
+                await self._making.ensure_database(deployment)
                 structlog.get_logger().info("database started", deployment_id=deployment_id)
 
     async def remove_unwanted(self) -> None:

@@ -1,0 +1,68 @@
+"""Making a deployment."""
+
+from collections.abc import Sequence
+
+from services.provisioner import store
+from services.provisioner.domain import DatabaseAddress, Deployment, Operation, RouteState, Step
+from services.provisioner.drivers.protocol import DatabaseDriver
+from services.provisioner.ports import Registry, Routes
+from services.provisioner.work import Action, Work
+from services.shared.postgres import Database
+
+
+class Making:
+    """The plan of `OperationKind.CREATE`; it begins anew each time, for what is done is cheap."""
+
+    def __init__(
+        self, database: Database, registry: Registry, routes: Routes, driver: DatabaseDriver
+    ) -> None:
+        self._database = database
+        self._registry = registry
+        self._routes = routes
+        self._driver = driver
+
+    def steps(self, operation: Operation) -> Sequence[tuple[Step, Action]]:  # noqa: ARG002 it begins anew
+        """Returns every step; see `work.Plan`."""
+        return (
+            *self.first_steps(),
+            (Step.DATABASE, self._make_database),
+            (Step.PUBLISHING, self._publish),
+        )
+
+    def first_steps(self) -> Sequence[tuple[Step, Action]]:
+        """Returns those that the call itself tries to take, so that its answer is of use."""
+        return (Step.REGISTERING, self._register), (Step.ROUTE, self._announce)
+
+    async def give_up(self, work: Work) -> None:
+        """Leaves nothing of a deployment that cannot be made, but a route that says so."""
+        await self._driver.destroy(work.deployment.deployment_id)
+        await self._routes.put(work.bearer, work.deployment, RouteState.FAILED)
+
+    async def _register(self, work: Work) -> None:
+        """Lets keys be issued for the deployment."""
+        await self._registry.register(work.bearer, work.deployment.deployment_id)
+
+    async def _announce(self, work: Work) -> None:
+        """Lets the host answer that the deployment is being made."""
+        await self._routes.put(work.bearer, work.deployment, RouteState.STARTING)
+
+    async def _make_database(self, work: Work) -> None:
+        if work.deployment.database:
+            await self.ensure_database(work.deployment)
+
+    async def _publish(self, work: Work) -> None:
+        await self._routes.put(work.bearer, work.deployment, RouteState.RUNNING)
+
+    async def ensure_database(self, deployment: Deployment) -> DatabaseAddress:
+        """Returns where the deployment's database runs.
+
+        Raises:
+            DriverError: it does not run.
+        """
+        address = await self._driver.ensure(
+            deployment.deployment_id, deployment.generation, deployment.database_port
+        )
+        if address.port != deployment.database_port:
+            async with self._database.tenant(deployment.tenant_id) as connection:
+                await store.set_database_port(connection, deployment.deployment_id, address.port)
+        return address
