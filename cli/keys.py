@@ -74,10 +74,11 @@ def issue(
             "--scope",
             metavar="SCOPE",
             help="What it may do; repeat for more. For a deployment: connections:read, db:read, "
-            "db:write, deployments:read, tokens:read, usage:read; for a connection tokens:read; "
-            "for a tenant also audit:read, connections:write, deployments:write, keys:read, "
-            "keys:write, tenants:read, tenants:write. Writing includes reading. "
-            "Without it: all that your own key may give.",
+            "db:write, deployments:read, environment:read, tokens:read, usage:read; for a "
+            "connection tokens:read; for a tenant also audit:read, connections:write, "
+            "deployments:write, keys:read, keys:write, secrets:read, secrets:write, tenants:read, "
+            "tenants:write. Writing includes reading. Without it: all that your own key may give, "
+            "but environment:read, which opens a deployment's secrets, only to a tenant's key.",
         ),
     ] = None,
     name: Annotated[str, typer.Option("--name", help="What it is for, in your words.")] = "",

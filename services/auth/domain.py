@@ -23,17 +23,22 @@ TENANT_SCOPES = frozenset(
         "connections:write",
         "db:write",
         "deployments:write",
-        "keys:write",
-        "tenants:write",
-        # No method opens to a tenant's key with it: a key gives only what it holds.
+        # No method opens to a tenant's key with these two: a key gives only what it holds.
+        "environment:read",
         "tokens:read",
+        "keys:write",
+        "secrets:write",
+        "tenants:write",
         "usage:read",
     }
 )
 # A deployment's key works in its own deployment; it makes and changes none.
-DEPLOYMENT_SCOPES = frozenset(
+USUAL_DEPLOYMENT_SCOPES = frozenset(
     {"connections:read", "db:write", "deployments:read", "tokens:read", "usage:read"}
 )
+# Its secrets are for the deployment itself: a key that others hold, as those of agents, has no use
+# for them, so that they must be asked for by name (P-09).
+DEPLOYMENT_SCOPES = USUAL_DEPLOYMENT_SCOPES | {"environment:read"}
 # A connection's key gets tokens of that connection, and nothing else.
 CONNECTION_SCOPES = frozenset({"tokens:read"})
 # What a job may do, as far as the key that it was asked for with may.
@@ -47,6 +52,9 @@ _POSSIBLE: Mapping[KeyKind, frozenset[str]] = MappingProxyType(
         KeyKind.DEPLOYMENT: DEPLOYMENT_SCOPES,
         KeyKind.CONNECTION: CONNECTION_SCOPES,
     }
+)
+_USUAL: Mapping[KeyKind, frozenset[str]] = MappingProxyType(
+    {**_POSSIBLE, KeyKind.DEPLOYMENT: USUAL_DEPLOYMENT_SCOPES}
 )
 
 
@@ -229,11 +237,14 @@ def key_ended() -> FailedPreconditionError:
 def job_scopes(asked: Iterable[str], issuer: Principal) -> frozenset[str]:
     """Returns the scopes of a job's key; none asked for: those to make and end deployments.
 
+    A job that asks for none has its own again.
+
     Raises:
         InvalidFieldError: a scope that no job can have.
         PermissionDeniedError: a scope that the issuer does not hold itself.
     """
-    scopes = frozenset(asked) or USUAL_JOB_SCOPES
+    own = issuer.scopes if issuer.kind is KeyKind.JOB else USUAL_JOB_SCOPES
+    scopes = frozenset(asked) or own
     if not scopes <= JOB_SCOPES:
         raise InvalidFieldError("scopes", f"must be of: {', '.join(sorted(JOB_SCOPES))}")
     check_held(scopes, issuer)
@@ -246,14 +257,14 @@ def id_of(kind: OwnedKind, owned: Owned | None) -> str | None:
 
 
 def granted_scopes(kind: KeyKind, asked: Iterable[str], issuer: Principal) -> frozenset[str]:
-    """Returns the scopes of a new key; none asked for: all that its kind may have, if it is held.
+    """Returns the scopes of a new key; none asked for: the usual ones of its kind that are held.
 
     Raises:
         InvalidFieldError: a scope that this kind of key cannot have.
         PermissionDeniedError: a scope that the issuer does not hold itself.
     """
-    possible = _POSSIBLE[kind]
-    scopes = frozenset(asked) or frozenset(s for s in possible if issuer.permits(s)) or possible
+    possible, usual = _POSSIBLE[kind], _USUAL[kind]
+    scopes = frozenset(asked) or frozenset(s for s in usual if issuer.permits(s)) or usual
     for scope in sorted(scopes):
         if not permits(possible, scope):
             known = ", ".join(sorted(possible))

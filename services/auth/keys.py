@@ -86,9 +86,13 @@ class Keys:
     ) -> IssuedKey:
         """Returns a key with which a job of `peer` acts for the issuer's tenant.
 
+        A job gives itself another before its own expires, also when the tenant is closed.
+
         Raises:
             InvalidFieldError: a scope that no job can have.
             PermissionDeniedError: a scope that the issuer does not hold itself.
+            UnauthenticatedError: the job's key was revoked meanwhile.
+            NotFoundError: the tenant is closed, or erased.
         """
         issued, key = self._mint.key(
             KeyKind.JOB,
@@ -101,7 +105,10 @@ class Keys:
             expires_at=self._clock() + self._job_key_lifetime,
         )
         async with self._database.tenant(issuer.tenant) as connection:
-            await store.hold_tenant(connection, issuer.tenant)
+            if issuer.kind is KeyKind.JOB:
+                await store.hold_tenant_of_job(connection, issuer.tenant, issuer.key_id)
+            else:
+                await store.hold_tenant(connection, issuer.tenant)
             await store.delete_expired_jobs(connection, issuer.tenant)
             return await write_key(connection, issuer.tenant, issued, key)
 

@@ -1,5 +1,7 @@
 """What auth does with deployments and connections: it knows whose they are."""
 
+from collections.abc import Sequence
+
 from services.auth import ending_store, owned_store, store
 from services.auth.domain import Effect, Owned
 from services.auth.effects import Effects
@@ -44,6 +46,14 @@ class OwnedIds:
         """
         async with self._database.tenant(tenant_id) as connection:
             await owned_store.verify(connection, tenant_id, owned)
+
+    async def tenants_of(self, deployments: Sequence[str]) -> list[TenantId | None]:
+        """Returns whose the deployments are, in order, retired ones too; None: nobody's.
+
+        Across the wall: a service asks that was called with a key that opens nothing for it.
+        """
+        async with self._database.service() as connection:
+            return await owned_store.tenants_of(connection, deployments)
 
 
 async def _retire(

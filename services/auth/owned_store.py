@@ -1,5 +1,7 @@
 """The tables of deployments' and connections' ids, which have the same columns."""
 
+from collections.abc import Sequence
+
 from services.auth.domain import Owned
 from services.auth.store import found
 from services.shared.ids import TenantId
@@ -85,3 +87,13 @@ async def lock(connection: Connection, tenant_id: TenantId, owned: Owned) -> Non
         owned.id,
     )
     found(row, owned.kind)
+
+
+async def tenants_of(connection: Connection, deployments: Sequence[str]) -> list[TenantId | None]:
+    """Returns whose the deployments are, in order, retired ones too; None: nobody's."""
+    rows = await connection.fetch(
+        "SELECT d.tenant_id FROM unnest($1::text[]) WITH ORDINALITY AS asked (id, place)"
+        " LEFT JOIN deployments d ON d.deployment_id = asked.id ORDER BY asked.place",
+        list(deployments),
+    )
+    return [None if row["tenant_id"] is None else TenantId(row["tenant_id"]) for row in rows]

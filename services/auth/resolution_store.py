@@ -25,17 +25,23 @@ async def resolve_keys(
     """Returns the last revocation and whose each key is, of one moment.
 
     `asked` has what each key may be stored as, by every pepper that is known. One statement: the
-    number and the keys are of one snapshot, so no revocation is between them.
+    number and the keys are of one snapshot, so no revocation is between them. Of an erased tenant
+    the key of the job that erased it is still known, until it expires.
     """
     rows = await connection.fetch(
         """
-        SELECT s.sequence, k.key_id, k.kind, k.tenant_id, k.deployment_id, k.connection_id,
-               k.scopes, k.expires_at, k.bound_peer, t.plan, k.first_used_at IS NULL AS unused
+        SELECT s.sequence, coalesce(k.key_id, g.key_id) AS key_id,
+               coalesce(k.kind, 'job') AS kind, coalesce(k.tenant_id, g.tenant_id) AS tenant_id,
+               k.deployment_id, k.connection_id, coalesce(k.scopes, g.scopes) AS scopes,
+               coalesce(k.expires_at, g.expires_at) AS expires_at,
+               coalesce(k.bound_peer, g.bound_peer) AS bound_peer, t.plan,
+               k.key_id IS NOT NULL AND k.first_used_at IS NULL AS unused
         FROM revocation_sequence s
         CROSS JOIN unnest($1::bytea[]) WITH ORDINALITY AS asked (digest, position)
         LEFT JOIN keys k ON k.digest = asked.digest AND k.revoked_at IS NULL
              AND (k.expires_at IS NULL OR k.expires_at > now())
         LEFT JOIN tenants t ON t.tenant_id = k.tenant_id
+        LEFT JOIN tombstones g ON g.digest = asked.digest AND g.expires_at > now()
         ORDER BY asked.position
         """,
         [digest for candidates in asked for digest in candidates],

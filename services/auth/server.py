@@ -13,6 +13,7 @@ from services.auth.audit_intake import AuditIntake
 from services.auth.authenticator import LocalAuditor, LocalAuthenticator
 from services.auth.effects import Effects
 from services.auth.endings import Endings
+from services.auth.erasure import Erasure
 from services.auth.keys import Keys
 from services.auth.last_uses import LastUses
 from services.auth.minting import Mint
@@ -75,6 +76,7 @@ def _service(
         Tenants(database, mint, effects, utc_now, job_key_lifetime=jobs),
         keys,
         Endings(database, mint, effects),
+        Erasure(database, effects),
         OwnedIds(database, effects),
         audit,
         AuditIntake(keys, audit),

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from services.auth.audit import AuditLog
 from services.auth.audit_intake import AuditIntake
 from services.auth.endings import Endings
+from services.auth.erasure import Erasure
 from services.auth.keys import Keys
 from services.auth.last_uses import LastUses
 from services.auth.owned import OwnedIds
@@ -21,6 +22,7 @@ class AuthService:
     tenants: Tenants
     keys: Keys
     endings: Endings
+    erasure: Erasure
     owned: OwnedIds
     audit: AuditLog
     intake: AuditIntake

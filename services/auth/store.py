@@ -6,7 +6,7 @@ from datetime import datetime
 import asyncpg
 
 from services.auth.domain import Key, NewKey, Owned, OwnedKind, Tenant, id_of
-from services.shared.errors import NotFoundError
+from services.shared.errors import NotFoundError, UnauthenticatedError
 from services.shared.ids import KeyId, TenantId
 from services.shared.postgres import Connection
 from services.shared.principal import KeyKind, Plan
@@ -77,6 +77,30 @@ async def hold_tenant(connection: Connection, tenant_id: TenantId) -> None:
         "SELECT 1 FROM tenants WHERE tenant_id = $1 AND closed_at IS NULL FOR SHARE", tenant_id
     )
     found(row, "tenant")
+
+
+async def hold_tenant_of_job(connection: Connection, tenant_id: TenantId, key_id: KeyId) -> None:
+    """Returns when neither the tenant nor its job's key changes until the commit.
+
+    Who closes the tenant ends that key or not, before or after: it gives no successor when ended.
+
+    Raises:
+        NotFoundError: the tenant is erased.
+        UnauthenticatedError: the key was revoked, or has expired.
+    """
+    row = await connection.fetchrow(
+        "SELECT 1 FROM tenants WHERE tenant_id = $1 FOR SHARE", tenant_id
+    )
+    found(row, "tenant")
+    # A statement of its own: it sees what was committed while the one before waited.
+    valid = await connection.fetchval(
+        "SELECT revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now()) FROM keys"
+        " WHERE tenant_id = $1 AND key_id = $2",
+        tenant_id,
+        key_id,
+    )
+    if not valid:
+        raise UnauthenticatedError
 
 
 async def lock_tenant(connection: Connection, tenant_id: TenantId) -> int | None:

@@ -8,7 +8,7 @@ from bulkhead.auth.v1 import auth_service_pb2 as pb2
 from bulkhead.auth.v1.auth_service_pb2_grpc import AuthServiceStub
 from bulkhead.common.v1 import access_pb2
 
-from services.auth.domain import DEPLOYMENT_SCOPES
+from services.auth.domain import USUAL_DEPLOYMENT_SCOPES
 from services.shared.ids import new_deployment_id
 from services.shared.keyformat import digest, new_key, well_formed
 from services.shared.principal import KeyKind
@@ -111,7 +111,7 @@ async def test_a_key_of_a_deployment_carries_the_scopes_it_was_issued_with(
     customer = await mesh.customer()
     deployment_id = await registered(mesh, customer.key)
     full = await mesh.key(customer, deployment_id)
-    assert set(full.scopes) == DEPLOYMENT_SCOPES
+    assert set(full.scopes) == USUAL_DEPLOYMENT_SCOPES
     assert (full.kind, full.deployment_id) == (access_pb2.KEY_KIND_DEPLOYMENT, deployment_id)
     narrow = await mesh.key(customer, deployment_id, ("db:read",))
     assert list(narrow.scopes) == ["db:read"]

@@ -7,8 +7,11 @@ from bulkhead.auth.v1 import auth_service_pb2 as pb2
 from services.auth.domain import Owned, OwnedKind
 from services.auth.rpc.messages import MOST_NAME, effect_message, read_new_owned
 from services.auth.rpc.part import Part
+from services.shared.errors import InvalidFieldError
 from services.shared.fields import text
 from services.shared.principal import current_principal
+
+_MOST_DEPLOYMENTS = 256
 
 
 class OwnedRpc(Part):
@@ -40,6 +43,16 @@ class OwnedRpc(Part):
             current_principal().tenant, Owned(OwnedKind.DEPLOYMENT, deployment_id)
         )
         return pb2.VerifyDeploymentResponse()
+
+    async def ResolveDeployments(
+        self, request: pb2.ResolveDeploymentsRequest, context: Any
+    ) -> pb2.ResolveDeploymentsResponse:
+        if not 1 <= len(request.deployment_ids) <= _MOST_DEPLOYMENTS:
+            raise InvalidFieldError("deployment_ids", f"must be 1 to {_MOST_DEPLOYMENTS}")
+        tenants = await self._service.owned.tenants_of(
+            [text("deployment_ids", each, most=MOST_NAME) for each in request.deployment_ids]
+        )
+        return pb2.ResolveDeploymentsResponse(tenant_ids=[each or "" for each in tenants])
 
     async def RegisterConnection(
         self, request: pb2.RegisterConnectionRequest, context: Any

@@ -11,6 +11,7 @@ from services.auth.rpc.messages import (
     read_plan,
     read_request_id,
     tenant_message,
+    timestamp,
     timestamp_if,
 )
 from services.auth.rpc.part import Part
@@ -20,7 +21,7 @@ from services.shared.principal import current_caller, current_principal
 
 
 class TenantsRpc(Part):
-    """Tenants: made, read, moved to another plan, closed."""
+    """Tenants: made, read, moved to another plan, closed, erased."""
 
     async def CreateTenant(
         self, request: pb2.CreateTenantRequest, context: Any
@@ -65,4 +66,16 @@ class TenantsRpc(Part):
             job_key_id=job.key_id,
             job_key=job.key,
             job_key_expire_time=timestamp_if(job.expires_at),
+        )
+
+    async def EraseTenant(
+        self, request: pb2.EraseTenantRequest, context: Any
+    ) -> pb2.EraseTenantResponse:
+        erased = await self._service.erasure.erase(current_principal())
+        return pb2.EraseTenantResponse(
+            erase_time=timestamp(erased.erased_at),
+            keys=erased.keys,
+            deployments=erased.deployments,
+            connections=erased.connections,
+            audit_events=erased.audit_events,
         )

@@ -536,7 +536,9 @@ class IssueKeyRequest(_message.Message):
     """
     @_builtins.property
     def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Empty: every scope of the kind. A scope the caller does not hold itself is refused."""
+        """Empty: every usual scope of the kind. `environment:read`, which opens a deployment's secrets to
+        its key, must be asked for. A scope the caller does not hold itself is refused.
+        """
 
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
@@ -1200,7 +1202,9 @@ class DelegateRequest(_message.Message):
     """What the job is for; 1 to 100 characters."""
     @_builtins.property
     def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Empty: `deployments:write`. `tenants:write`, which opens CloseTenant, must be asked for."""
+        """Empty: `deployments:write`, or what the presented job's key has. `tenants:write`, which opens
+        CloseTenant, must be asked for.
+        """
 
     def __init__(
         self,
@@ -1354,6 +1358,50 @@ class VerifyDeploymentResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___VerifyDeploymentResponse: _TypeAlias = VerifyDeploymentResponse  # noqa: Y015
+
+@_typing.final
+class ResolveDeploymentsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEPLOYMENT_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def deployment_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """1 to 256."""
+
+    def __init__(
+        self,
+        *,
+        deployment_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment_ids", b"deployment_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResolveDeploymentsRequest: _TypeAlias = ResolveDeploymentsRequest  # noqa: Y015
+
+@_typing.final
+class ResolveDeploymentsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def tenant_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """In order; empty where no tenant has, or had, the deployment."""
+
+    def __init__(
+        self,
+        *,
+        tenant_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tenant_ids", b"tenant_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResolveDeploymentsResponse: _TypeAlias = ResolveDeploymentsResponse  # noqa: Y015
 
 @_typing.final
 class RecordAuditEventRequest(_message.Message):

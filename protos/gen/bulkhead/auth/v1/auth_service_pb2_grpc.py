@@ -125,6 +125,11 @@ class AuthServiceStub:
                 request_serializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.VerifyDeploymentRequest.SerializeToString,
                 response_deserializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.VerifyDeploymentResponse.FromString,
                 _registered_method=True)
+        self.ResolveDeployments = channel.unary_unary(
+                '/bulkhead.auth.v1.AuthService/ResolveDeployments',
+                request_serializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.ResolveDeploymentsRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.ResolveDeploymentsResponse.FromString,
+                _registered_method=True)
         self.RegisterConnection = channel.unary_unary(
                 '/bulkhead.auth.v1.AuthService/RegisterConnection',
                 request_serializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.RegisterConnectionRequest.SerializeToString,
@@ -262,7 +267,8 @@ class AuthServiceServicer:
 
     def Delegate(self, request, context):
         """A key with which a durable job of the calling service acts for the tenant of the presented
-        key. It opens nothing when another service presents it.
+        key. It opens nothing when another service presents it. A job that takes long presents its own
+        key, also when the tenant is closed by now, and goes on with the new one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -285,6 +291,14 @@ class AuthServiceServicer:
 
     def VerifyDeployment(self, request, context):
         """Answers when the deployment is the presented key's tenant's; NOT_FOUND otherwise.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResolveDeployments(self, request, context):
+        """Answers whose deployments are, in order, retired ones too: for a service that was called with a
+        job's key, which it cannot present itself.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -413,6 +427,11 @@ def add_AuthServiceServicer_to_server(servicer, server):
                     servicer.VerifyDeployment,
                     request_deserializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.VerifyDeploymentRequest.FromString,
                     response_serializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.VerifyDeploymentResponse.SerializeToString,
+            ),
+            'ResolveDeployments': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResolveDeployments,
+                    request_deserializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.ResolveDeploymentsRequest.FromString,
+                    response_serializer=bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.ResolveDeploymentsResponse.SerializeToString,
             ),
             'RegisterConnection': grpc.unary_unary_rpc_method_handler(
                     servicer.RegisterConnection,
@@ -922,6 +941,33 @@ class AuthService:
             '/bulkhead.auth.v1.AuthService/VerifyDeployment',
             bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.VerifyDeploymentRequest.SerializeToString,
             bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.VerifyDeploymentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResolveDeployments(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.auth.v1.AuthService/ResolveDeployments',
+            bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.ResolveDeploymentsRequest.SerializeToString,
+            bulkhead_dot_auth_dot_v1_dot_auth__service__pb2.ResolveDeploymentsResponse.FromString,
             options,
             channel_credentials,
             insecure,

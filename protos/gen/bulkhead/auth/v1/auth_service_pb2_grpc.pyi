@@ -65,7 +65,8 @@ class AuthServiceStub:
     """
     Delegate: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.DelegateRequest, _auth_service_pb2.DelegateResponse]
     """A key with which a durable job of the calling service acts for the tenant of the presented
-    key. It opens nothing when another service presents it.
+    key. It opens nothing when another service presents it. A job that takes long presents its own
+    key, also when the tenant is closed by now, and goes on with the new one.
     """
     RegisterDeployment: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.RegisterDeploymentRequest, _auth_service_pb2.RegisterDeploymentResponse]
     """Binds a deployment's id to the tenant of the presented key, so that keys can be issued for
@@ -75,6 +76,10 @@ class AuthServiceStub:
     """Revokes every key of the deployment and lets none be issued again. Idempotent."""
     VerifyDeployment: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.VerifyDeploymentRequest, _auth_service_pb2.VerifyDeploymentResponse]
     """Answers when the deployment is the presented key's tenant's; NOT_FOUND otherwise."""
+    ResolveDeployments: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.ResolveDeploymentsRequest, _auth_service_pb2.ResolveDeploymentsResponse]
+    """Answers whose deployments are, in order, retired ones too: for a service that was called with a
+    job's key, which it cannot present itself.
+    """
     RegisterConnection: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.RegisterConnectionRequest, _auth_service_pb2.RegisterConnectionResponse]
     """Binds a connection's id to the tenant of the presented key, so that keys can be issued for it.
     Idempotent; an id that is bound to another tenant is NOT_FOUND.
@@ -230,7 +235,8 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_auth_service_pb2.DelegateRequest, _abc.Awaitable[_auth_service_pb2.DelegateResponse]],
     ) -> _abc.Awaitable[_auth_service_pb2.DelegateResponse]:
         """A key with which a durable job of the calling service acts for the tenant of the presented
-        key. It opens nothing when another service presents it.
+        key. It opens nothing when another service presents it. A job that takes long presents its own
+        key, also when the tenant is closed by now, and goes on with the new one.
         """
 
     @_abc_1.abstractmethod
@@ -258,6 +264,16 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_auth_service_pb2.VerifyDeploymentRequest, _abc.Awaitable[_auth_service_pb2.VerifyDeploymentResponse]],
     ) -> _abc.Awaitable[_auth_service_pb2.VerifyDeploymentResponse]:
         """Answers when the deployment is the presented key's tenant's; NOT_FOUND otherwise."""
+
+    @_abc_1.abstractmethod
+    def ResolveDeployments(
+        self,
+        request: _auth_service_pb2.ResolveDeploymentsRequest,
+        context: _aio.ServicerContext[_auth_service_pb2.ResolveDeploymentsRequest, _abc.Awaitable[_auth_service_pb2.ResolveDeploymentsResponse]],
+    ) -> _abc.Awaitable[_auth_service_pb2.ResolveDeploymentsResponse]:
+        """Answers whose deployments are, in order, retired ones too: for a service that was called with a
+        job's key, which it cannot present itself.
+        """
 
     @_abc_1.abstractmethod
     def RegisterConnection(
