@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from services.provisioner.store import OPERATIONS_CHANNEL
+from services.provisioner.operation_store import OPERATIONS_CHANNEL
 from services.shared.background import background
 from services.shared.postgres import Database, Signal
 

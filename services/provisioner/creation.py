@@ -4,7 +4,7 @@ import asyncio
 
 import structlog
 
-from services.provisioner import store
+from services.provisioner import operation_store, store
 from services.provisioner.domain import (
     LOCK_PATIENCE,
     Deployment,
@@ -105,7 +105,7 @@ class Creation:
                     "the request_id was used before for another deployment",
                     Reason.REQUEST_REPLAYED,
                 )
-            operation = await store.operation_of(
+            operation = await operation_store.of_kind(
                 connection, found.deployment_id, OperationKind.CREATE
             )
         if operation is None:
@@ -133,7 +133,7 @@ class Creation:
     async def _write_operation(
         self, connection: Connection, deployment: Deployment, operation_id: OperationId, job: Bearer
     ) -> Operation:
-        return await store.insert_operation(
+        return await operation_store.insert(
             connection,
             deployment,
             operation_id,

@@ -1,6 +1,6 @@
 """Deleting a deployment: cut off at once, removed by the reconciler."""
 
-from services.provisioner import store
+from services.provisioner import operation_store, store
 from services.provisioner.domain import (
     LOCK_PATIENCE,
     Deployment,
@@ -67,27 +67,29 @@ class Deletion:
     async def _begun(self, tenant: TenantId, deployment_id: DeploymentId) -> Operation | None:
         async with self._database.tenant(tenant) as connection:
             _found(await store.get_deployment(connection, deployment_id))
-            return await store.operation_of(connection, deployment_id, OperationKind.DELETE)
+            return await operation_store.of_kind(connection, deployment_id, OperationKind.DELETE)
 
     async def _begin(self, tenant: TenantId, deployment_id: DeploymentId, job: Bearer) -> Operation:
         """Writes operation and queue entry at once, and ends the making if that is under way."""
         async with self._database.tenant(tenant) as connection:
             deployment = _found(await store.get_deployment(connection, deployment_id, lock=True))
-            operation = await store.operation_of(connection, deployment_id, OperationKind.DELETE)
+            operation = await operation_store.of_kind(
+                connection, deployment_id, OperationKind.DELETE
+            )
             if operation is None:
                 await self._end_creation(connection, deployment_id)
                 await store.set_state(connection, deployment_id, DeploymentState.DELETING)
                 operation = await self._write(connection, deployment, job)
             elif operation.state is OperationState.FAILED:
                 sealed = self._secret.seal(job.key, bound_to=operation.operation_id)
-                operation = await store.revive_operation(connection, operation.operation_id, sealed)
+                operation = await operation_store.revive(connection, operation.operation_id, sealed)
             await self._queue.enqueue(connection, deployment_id)
         return operation
 
     async def _end_creation(self, connection: Connection, deployment_id: DeploymentId) -> None:
-        creation = await store.operation_of(connection, deployment_id, OperationKind.CREATE)
+        creation = await operation_store.of_kind(connection, deployment_id, OperationKind.CREATE)
         if creation is not None and not creation.done:
-            await store.end_operation(
+            await operation_store.end(
                 connection,
                 creation.operation_id,
                 OperationState.FAILED,
@@ -98,7 +100,7 @@ class Deletion:
         self, connection: Connection, deployment: Deployment, job: Bearer
     ) -> Operation:
         operation_id = new_operation_id()
-        return await store.insert_operation(
+        return await operation_store.insert(
             connection,
             deployment,
             operation_id,
@@ -113,7 +115,9 @@ class Deletion:
         """Ends keys and route with the caller's own key, unless the worker was faster."""
         async with self._database.tenant(tenant) as connection:
             deployment = _found(await store.get_deployment(connection, deployment_id))
-            operation = await store.operation_of(connection, deployment_id, OperationKind.DELETE)
+            operation = await operation_store.of_kind(
+                connection, deployment_id, OperationKind.DELETE
+            )
         if operation is None:
             raise NotFoundError("operation")
         if _is_cut_off(operation):
@@ -124,7 +128,7 @@ class Deletion:
             await action(work)
             await self._boundary.reached(OperationKind.DELETE, step, Moment.AFTER)
         async with self._database.tenant(tenant) as connection:
-            await store.set_step(connection, operation.operation_id, Step.RELEASING)
+            await operation_store.set_step(connection, operation.operation_id, Step.RELEASING)
         return operation
 
 

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from datetime import datetime
 
-from services.provisioner import store
+from services.provisioner import operation_store, store
 from services.provisioner.changes import Changes
 from services.provisioner.domain import Deployment, Operation
 from services.shared.deadline import time_remaining
@@ -49,7 +49,7 @@ class DeploymentService:
             NotFoundError: it has none of that id.
         """
         async with self._database.tenant(tenant) as connection:
-            operation = await store.get_operation(connection, operation_id)
+            operation = await operation_store.get(connection, operation_id)
         if operation is None:
             raise NotFoundError("operation")
         return operation

@@ -8,7 +8,7 @@ from types import MappingProxyType
 import structlog
 from opentelemetry import propagate, trace
 
-from services.provisioner import store
+from services.provisioner import operation_store, store
 from services.provisioner.domain import (
     DeploymentState,
     Operation,
@@ -106,7 +106,7 @@ class Reconciler:
 
     async def _look(self, deployment_id: DeploymentId) -> timedelta | None:
         async with self._database.service() as connection:
-            found = await store.running_operation(connection, deployment_id)
+            found = await operation_store.running_of(connection, deployment_id)
             deployment = await store.get_deployment(connection, deployment_id)
         if found is None or deployment is None:
             return None
@@ -142,22 +142,22 @@ class Reconciler:
 
     async def _postpone(self, operation: Operation, delay: timedelta) -> timedelta:
         async with self._database.tenant(operation.tenant_id) as connection:
-            await store.set_next_try(connection, operation.operation_id, delay)
+            await operation_store.set_next_try(connection, operation.operation_id, delay)
         return delay
 
     async def _enter(self, operation: Operation, step: Step) -> None:
         """Writes down what is done now, unless the operation has been ended meanwhile."""
         async with self._database.tenant(operation.tenant_id) as connection:
-            current = await store.get_operation(connection, operation.operation_id)
+            current = await operation_store.get(connection, operation.operation_id)
             if current is None or current.done:
                 raise _SupersededError
             if current.step is not step:
-                await store.set_step(connection, operation.operation_id, step)
+                await operation_store.set_step(connection, operation.operation_id, step)
 
     async def _end(self, operation: Operation, state: OperationState, message: str) -> None:
         async with self._database.tenant(operation.tenant_id) as connection:
             current = await store.get_deployment(connection, operation.deployment_id, lock=True)
-            await store.end_operation(connection, operation.operation_id, state, message)
+            await operation_store.end(connection, operation.operation_id, state, message)
             # A delete that came in between has the last word on the deployment.
             change = _CHANGES.get((operation.kind, state))
             if change is not None and current is not None and current.state is change[0]:
@@ -174,7 +174,7 @@ class Reconciler:
             return None
         delay = retry_delay(operation.retries, random.random())  # noqa: S311 no secret
         async with self._database.tenant(operation.tenant_id) as connection:
-            await store.set_retry(connection, operation.operation_id, message, delay)
+            await operation_store.set_retry(connection, operation.operation_id, message, delay)
         return delay
 
     async def _give_up(self, work: Work, message: str) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Awaitable
 
 import structlog
 
-from services.provisioner import store
+from services.provisioner import operation_store, store
 from services.provisioner.domain import LOCK_PATIENCE, DeploymentState
 from services.provisioner.drivers.protocol import DatabaseDriver, DriverError
 from services.provisioner.plans.making import Making
@@ -44,7 +44,7 @@ class Sweep:
     async def enqueue_neglected(self) -> None:
         """Enters every deployment with due work that no entry waits for."""
         async with self._database.service() as connection:
-            for deployment in await store.neglected_deployments(connection):
+            for deployment in await operation_store.neglected_deployments(connection):
                 await self._queue.enqueue(connection, deployment)
 
     async def start_stopped(self) -> None:

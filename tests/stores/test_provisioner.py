@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.provisioner import store
+from services.provisioner import operation_store, store
 from services.provisioner.domain import (
     DatabaseAddress,
     DatabaseConnection,
@@ -64,7 +64,7 @@ async def write(
     wanted = Wanted(request_id, "notes", mcp=False, database=True)
     own = new_deployment_id()
     deployment = await store.insert_deployment(connection, tenant, own, f"{own}.localhost", wanted)
-    operation = await store.insert_operation(
+    operation = await operation_store.insert(
         connection,
         deployment,
         new_operation_id(),
@@ -83,15 +83,15 @@ async def test_a_tenants_transaction_sees_no_row_of_another(
         deployment, operation_id = await write(connection, tenant)
     async with database.tenant(new_tenant_id()) as connection:
         assert await store.get_deployment(connection, deployment.deployment_id) is None
-        assert await store.get_operation(connection, operation_id) is None
+        assert await operation_store.get(connection, operation_id) is None
         assert await store.list_deployments(connection, tenant, None, 10) == []
         assert await store.count_deployments(connection, tenant) == 0
         await store.set_state(connection, deployment.deployment_id, DeploymentState.DELETED)
-        await store.end_operation(connection, operation_id, OperationState.FAILED, "")
+        await operation_store.end(connection, operation_id, OperationState.FAILED, "")
     async with database.service() as connection:
         kept = await store.get_deployment(connection, deployment.deployment_id)
         assert kept == deployment
-        assert await store.running_operation(connection, deployment.deployment_id) is not None
+        assert await operation_store.running_of(connection, deployment.deployment_id) is not None
 
 
 @pytest.mark.promise("P-36")
@@ -124,7 +124,7 @@ async def test_a_tenants_transaction_cannot(
 async def test_an_operation_that_ends_keeps_no_key(database: Database, tenant: TenantId) -> None:
     async with database.service() as connection:
         _, operation_id = await write(connection, tenant)
-        await store.end_operation(connection, operation_id, OperationState.SUCCEEDED, "")
+        await operation_store.end(connection, operation_id, OperationState.SUCCEEDED, "")
         key = await connection.fetchval(
             "SELECT sealed_key FROM operations WHERE operation_id = $1", operation_id
         )
@@ -156,19 +156,19 @@ async def test_work_is_neglected_when_it_is_due_and_no_entry_waits_for_it(
         queued, _ = await write(connection, tenant, request_id="queued")
         later, operation_id = await write(connection, tenant, request_id="later")
         done, done_id = await write(connection, tenant, request_id="done")
-        await store.set_retry(connection, operation_id, "away", timedelta(minutes=1))
-        await store.end_operation(connection, done_id, OperationState.SUCCEEDED, "")
+        await operation_store.set_retry(connection, operation_id, "away", timedelta(minutes=1))
+        await operation_store.end(connection, done_id, OperationState.SUCCEEDED, "")
         await QUEUE.enqueue(connection, queued.deployment_id)
     async with database.service() as connection:
-        assert await store.neglected_deployments(connection) == [due.deployment_id]
-        found = await store.running_operation(connection, later.deployment_id)
+        assert await operation_store.neglected_deployments(connection) == [due.deployment_id]
+        found = await operation_store.running_of(connection, later.deployment_id)
         assert found is not None
         assert timedelta(seconds=50) < found[2] <= timedelta(minutes=1)
         assert (found[0].retries, found[0].message) == (1, "away")
-        assert await store.running_operation(connection, done.deployment_id) is None
+        assert await operation_store.running_of(connection, done.deployment_id) is None
         # An entry that was picked by a process that is gone counts for nothing.
         await connection.execute("UPDATE pgqueuer SET status = 'picked'")
-        neglected = await store.neglected_deployments(connection)
+        neglected = await operation_store.neglected_deployments(connection)
     assert set(neglected) == {due.deployment_id, queued.deployment_id}
 
 
