@@ -1,7 +1,6 @@
 """Puts together what counts: Valkey, the durable months, and life without Valkey."""
 
 import asyncio
-import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -11,7 +10,7 @@ import structlog
 
 from services.ratelimit.checkpoints import Checkpoints
 from services.ratelimit.circuit import Circuit
-from services.ratelimit.ledger import Ledger, OwnUse
+from services.ratelimit.memory import Memory
 from services.ratelimit.replay import Replay
 from services.ratelimit.replay_store import ReplayStore
 from services.ratelimit.replica_store import ReplicaStore
@@ -29,13 +28,13 @@ _FORGET_SECONDS: Final = 60.0
 
 @asynccontextmanager
 async def counting(
-    settings: Settings, valkey: Valkey, database: Database
+    settings: Settings, valkey: Valkey, database: Database, memory: Memory | None = None
 ) -> AsyncIterator[Circuit]:
     """Yields who decides; at the end everything is written down: a clean restart loses nothing."""
-    replica_id = secrets.token_hex(8)
+    memory = memory or Memory.new()
+    replica_id, ledger, own = memory.replica_id, memory.ledger, memory.own
     patience = settings.valkey_patience_seconds
     usage, who = UsageStore(database), ReplicaStore(database)
-    ledger, own = Ledger(), OwnUse(replica_id)
     checkpoints = Checkpoints(usage, ledger, own, settings.month_patience_seconds)
     replay = Replay(ReplayStore(valkey, patience), usage, own, checkpoints, replica_id)
     replicas = Replicas(

@@ -3,7 +3,7 @@
 `Ledger` is of what was seen in Valkey; `OwnUse` of what was admitted while Valkey was away.
 """
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -125,7 +125,8 @@ class Ledger:
         """Remembers that these were saved; what grew meanwhile stays unsaved."""
         for counted in counts:
             place = (counted.month, counted.deployment_id)
-            if self._seen[place].used == counted.used:
+            seen = self._seen.get(place)
+            if seen is None or seen.used == counted.used:
                 self._unsaved.discard(place)
 
     def forget(self, before_us: int) -> None:
@@ -134,6 +135,16 @@ class Ledger:
         for place in idle:
             if place not in self._unsaved:
                 del self._seen[place]
+
+    def deployments_of(self, tenant_id: TenantId) -> set[DeploymentId]:
+        """Returns the tenant's deployments of which a count is remembered."""
+        return {place[1] for place, seen in self._seen.items() if seen.tenant_id == tenant_id}
+
+    def erase(self, deployments: Container[DeploymentId]) -> None:
+        """Drops every count of the deployments, saved or not."""
+        for place in [place for place in self._seen if place[1] in deployments]:
+            del self._seen[place]
+            self._unsaved.discard(place)
 
 
 @dataclass(slots=True)
@@ -185,7 +196,8 @@ class OwnUse:
     def saved(self, uses: Iterable[LocalUse]) -> None:
         """Remembers that these were saved."""
         for use in uses:
-            self._own[use.month, use.deployment_id].saved = use.used
+            if own := self._own.get((use.month, use.deployment_id)):
+                own.saved = use.used
 
     def pending(self, deployment_id: DeploymentId, month: str) -> int:
         """Returns the calls that Valkey does not know of."""
@@ -204,8 +216,8 @@ class OwnUse:
     def replayed(self, done: Iterable[Replayed]) -> None:
         """Remembers that Valkey knows of these."""
         for use, counted in done:
-            own = self._own[use.month, use.deployment_id]
-            own.in_valkey, own.counted = use.used, counted
+            if own := self._own.get((use.month, use.deployment_id)):
+                own.in_valkey, own.counted = use.used, counted
 
     def to_settle(self) -> list[Replayed]:
         """Returns what Valkey knows of and the durable counts do not."""
@@ -218,8 +230,8 @@ class OwnUse:
     def settled(self, done: Iterable[Replayed]) -> None:
         """Remembers that the durable counts know of these."""
         for use, counted in done:
-            own = self._own[use.month, use.deployment_id]
-            own.settled, own.floor = use.used, max(own.floor, counted)
+            if own := self._own.get((use.month, use.deployment_id)):
+                own.settled, own.floor = use.used, max(own.floor, counted)
 
     def forget(self, month: str) -> None:
         """Drops what is settled of other months than `month`.
@@ -232,6 +244,15 @@ class OwnUse:
             if place[0] != month and own.used == own.settled
         ]
         for place in done:
+            del self._own[place]
+
+    def deployments_of(self, tenant_id: TenantId) -> set[DeploymentId]:
+        """Returns the tenant's deployments of which a total is remembered."""
+        return {place[1] for place, own in self._own.items() if own.tenant_id == tenant_id}
+
+    def erase(self, deployments: Container[DeploymentId]) -> None:
+        """Drops every total of the deployments, replayed or not."""
+        for place in [place for place in self._own if place[1] in deployments]:
             del self._own[place]
 
     def _use(self, place: _Place) -> LocalUse:

@@ -4,7 +4,7 @@ import grpc
 from bulkhead.auth.v1 import auth_service_pb2
 from bulkhead.auth.v1.auth_service_pb2_grpc import AuthServiceStub
 
-from services.shared.ids import DeploymentId
+from services.shared.ids import DeploymentId, TenantId
 from services.shared.status import translated
 
 
@@ -25,3 +25,15 @@ class AuthDeployments:
             await self._stub.VerifyDeployment(
                 auth_service_pb2.VerifyDeploymentRequest(deployment_id=deployment_id)
             )
+
+    async def owner(self, deployment_id: DeploymentId) -> TenantId | None:
+        """Returns whose the deployment is, also when it is retired; None for nobody's.
+
+        Raises:
+            UnavailableError: auth is away.
+        """
+        with translated():
+            answer = await self._stub.ResolveDeployments(
+                auth_service_pb2.ResolveDeploymentsRequest(deployment_ids=[deployment_id])
+            )
+        return TenantId(answer.tenant_ids[0]) if answer.tenant_ids[0] else None

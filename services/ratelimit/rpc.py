@@ -14,18 +14,24 @@ from services.ratelimit.domain import (
     Usage,
     quota_remaining,
 )
+from services.ratelimit.erasure import Erasure
 from services.ratelimit.gcra import LEASE_US, MICROSECONDS
 from services.ratelimit.leases import Grant, LeaseId, LeaseItem, Return
 from services.ratelimit.months import next_month
 from services.ratelimit.service import Ratelimit
+from services.shared.fields import text
+from services.shared.ids import DeploymentId
 from services.shared.principal import current_principal
+
+_MOST_ID = 100
 
 
 class RatelimitServicer(RatelimitServiceServicer):
     """Serves the methods; the interceptors have checked access and turn errors into status."""
 
-    def __init__(self, ratelimit: Ratelimit) -> None:
+    def __init__(self, ratelimit: Ratelimit, erasure: Erasure) -> None:
         self._ratelimit = ratelimit
+        self._erasure = erasure
 
     async def Acquire(self, request: pb.AcquireRequest, context: Any) -> pb.AcquireResponse:
         """Returns one decision per item, in order."""
@@ -51,6 +57,23 @@ class RatelimitServicer(RatelimitServiceServicer):
         """Returns what the deployment has used this month, and its limits."""
         usage = await self._ratelimit.usage(current_principal(), request.deployment_id)
         return _usage(usage)
+
+    async def ReleaseDeployment(
+        self, request: pb.ReleaseDeploymentRequest, context: Any
+    ) -> pb.ReleaseDeploymentResponse:
+        """Returns when nothing is counted of the deployment any more."""
+        deployment = text("deployment_id", request.deployment_id, most=_MOST_ID)
+        await self._erasure.release(current_principal().tenant, DeploymentId(deployment))
+        return pb.ReleaseDeploymentResponse()
+
+    async def EraseTenant(
+        self, request: pb.EraseTenantRequest, context: Any
+    ) -> pb.EraseTenantResponse:
+        """Returns when nothing is counted of the tenant any more."""
+        tombstone = await self._erasure.erase(current_principal().tenant)
+        erase_time = timestamp_pb2.Timestamp()
+        erase_time.FromDatetime(tombstone.erased_at)
+        return pb.EraseTenantResponse(erase_time=erase_time, deployments=tombstone.deployments)
 
 
 class _Durations(dict[int, duration_pb2.Duration]):

@@ -10,6 +10,9 @@ from bulkhead.ratelimit.v1.ratelimit_service_pb2_grpc import add_RatelimitServic
 from services.ratelimit import rls_rpc
 from services.ratelimit.counting import counting
 from services.ratelimit.descriptors_watch import watched
+from services.ratelimit.erasable_store import ErasableCounters
+from services.ratelimit.erasure import Erasure
+from services.ratelimit.memory import Memory
 from services.ratelimit.peers import AuthDeployments
 from services.ratelimit.rls import DescriptorLimits
 from services.ratelimit.rpc import RatelimitServicer
@@ -29,19 +32,23 @@ _MIGRATIONS = Path(__file__).parent / "migrations"
 @asynccontextmanager
 async def compose(settings: Settings) -> AsyncIterator[Service]:
     """Yields the service with its store and peers open; closes them in reverse."""
+    memory = Memory.new()
     async with (
         watched(settings.ratelimit_config, settings.ratelimit_config_seconds) as descriptors,
         open_database(settings, NAME, _MIGRATIONS) as database,
         open_valkey(settings) as valkey,
         open_channel(settings, "auth", settings.auth_target) as auth,
         open_key_resolver(auth) as keys,
-        counting(settings, valkey, database) as counters,
+        counting(settings, valkey, database, memory) as counters,
     ):
-        ratelimit = Ratelimit(settings.plan_limits(), keys, counters, AuthDeployments(auth))
+        deployments = AuthDeployments(auth)
+        ratelimit = Ratelimit(settings.plan_limits(), keys, counters, deployments)
+        erasable = ErasableCounters(valkey, settings.valkey_patience_seconds)
+        erasure = Erasure(database, erasable, memory, deployments)
         windows = WindowStore(valkey, settings.valkey_patience_seconds)
         yield Service(
             registrations=[
-                _registration(ratelimit),
+                _registration(ratelimit, erasure),
                 rls_rpc.registration(DescriptorLimits(descriptors, windows)),
             ],
             authenticator=RemoteAuthenticator(keys, settings.key_prefix),
@@ -53,9 +60,9 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
         )
 
 
-def _registration(ratelimit: Ratelimit) -> Registration:
+def _registration(ratelimit: Ratelimit, erasure: Erasure) -> Registration:
     return Registration(
         descriptor=ratelimit_service_pb2.DESCRIPTOR.services_by_name["RatelimitService"],
-        servicer=RatelimitServicer(ratelimit),
+        servicer=RatelimitServicer(ratelimit, erasure),
         add_to_server=add_RatelimitServiceServicer_to_server,
     )

@@ -4,11 +4,18 @@ Every transaction is a service transaction: one batch is of the deployments of m
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
+from services.ratelimit import erasure_store
 from services.ratelimit.ledger import Counted, LocalUse, Replayed
 from services.shared.ids import DeploymentId, TenantId
 from services.shared.postgres import Connection, Database
+
+# Of `rows`, which have the deployment as `id`.
+_NOT_GONE: Final = (
+    "NOT EXISTS (SELECT FROM releases r WHERE r.deployment_id = rows.id)"
+    " AND NOT EXISTS (SELECT FROM tombstones t WHERE t.tenant_id = rows.tenant_id)"
+)
 
 
 class Known(NamedTuple):
@@ -29,13 +36,14 @@ class UsageStore:
     ) -> None:
         """Writes counts and local use down, and what of it is in Valkey, in one transaction.
 
-        No number ever becomes lower.
+        No number ever becomes lower. What is gone is left out.
         """
         counted = [
             Counted(use.deployment_id, use.month, use.tenant_id, with_it) for use, with_it in done
         ]
         settled = [use._replace(replayed=use.used) for use, _ in done]
         async with self._database.service() as connection:
+            await erasure_store.hold(connection)
             await _save_counts(connection, [*counts, *counted])
             await _save_uses(connection, uses)
             await _save_uses(connection, settled)
@@ -85,6 +93,7 @@ class UsageStore:
         async with self._database.service() as connection:
             await connection.execute("DELETE FROM monthly_usage WHERE month < $1", before)
             await connection.execute("DELETE FROM local_usage WHERE month < $1", before)
+            await erasure_store.purge(connection)
 
 
 async def _save_counts(connection: Connection, counts: Sequence[Counted]) -> None:
@@ -93,10 +102,11 @@ async def _save_counts(connection: Connection, counts: Sequence[Counted]) -> Non
     # In the order of their keys, so that replicas that save at once wait and do not deadlock. One
     # row a key: a statement cannot write a row twice.
     await connection.execute(
-        "INSERT INTO monthly_usage AS m (deployment_id, month, tenant_id, used)"
+        "INSERT INTO monthly_usage AS m (deployment_id, month, tenant_id, used)"  # noqa: S608 a constant
         " SELECT id, month, min(tenant_id), max(used)"
         " FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[])"
         "  AS rows(id, month, tenant_id, used)"
+        f" WHERE {_NOT_GONE}"
         " GROUP BY id, month ORDER BY id, month"
         " ON CONFLICT (deployment_id, month) DO UPDATE"
         " SET used = GREATEST(m.used, excluded.used), updated_at = now()"
@@ -112,11 +122,12 @@ async def _save_uses(connection: Connection, uses: Sequence[LocalUse]) -> None:
     if not uses:
         return
     await connection.execute(
-        "INSERT INTO local_usage AS l"
+        "INSERT INTO local_usage AS l"  # noqa: S608 a constant
         "  (deployment_id, month, replica_id, tenant_id, used, replayed)"
         " SELECT id, month, replica_id, tenant_id, used, replayed"
         " FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::bigint[], $6::bigint[])"
         "  AS rows(id, month, replica_id, tenant_id, used, replayed)"
+        f" WHERE {_NOT_GONE}"
         " ORDER BY id, month, replica_id"
         " ON CONFLICT (deployment_id, month, replica_id) DO UPDATE"
         " SET used = GREATEST(l.used, excluded.used),"
