@@ -69,6 +69,26 @@ async def release_deployment(db: DbConnection, tenant: TenantId, deployment: Dep
     return len(rows)
 
 
+async def suspend_deployment(db: DbConnection, tenant: TenantId, deployment: DeploymentId) -> None:
+    """Writes down that nothing is vended to the deployment; it need not be known here yet."""
+    await db.execute(
+        "INSERT INTO deployments (deployment_id, tenant_id, suspended_at) VALUES ($1, $2, now())"
+        " ON CONFLICT (deployment_id) DO UPDATE"
+        " SET suspended_at = coalesce(deployments.suspended_at, now())",
+        deployment,
+        tenant,
+    )
+
+
+async def resume_deployment(db: DbConnection, tenant: TenantId, deployment: DeploymentId) -> None:
+    """Writes down that the deployment is vended again what is lent to it."""
+    await db.execute(
+        "UPDATE deployments SET suspended_at = NULL WHERE tenant_id = $1 AND deployment_id = $2",
+        tenant,
+        deployment,
+    )
+
+
 async def end_expired(
     db: DbConnection, deployment: DeploymentId, alias: str, connection: ConnectionId
 ) -> None:

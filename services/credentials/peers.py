@@ -9,7 +9,7 @@ from opentelemetry import trace
 
 from services.credentials.ports import AuditRecord, Bearer
 from services.shared.errors import PermissionDeniedError, UnauthenticatedError
-from services.shared.ids import ConnectionId, DeploymentId
+from services.shared.ids import ConnectionId, DeploymentId, TenantId
 from services.shared.keyformat import digest
 from services.shared.principal import Caller
 from services.shared.status import translated
@@ -46,6 +46,14 @@ class AuthRegistry:
                 auth_pb2.VerifyDeploymentRequest(deployment_id=deployment),
                 metadata=_presented(bearer),
             )
+
+    async def owner(self, deployment: DeploymentId) -> TenantId | None:
+        """Returns whose the deployment is; see `suspensions.Owners`."""
+        with translated():
+            answer = await self._stub.ResolveDeployments(
+                auth_pb2.ResolveDeploymentsRequest(deployment_ids=[deployment])
+            )
+        return TenantId(answer.tenant_ids[0]) if answer.tenant_ids[0] else None
 
     async def tenant_name(self, bearer: Bearer) -> str | None:
         """Returns the name of the bearer's tenant; see `Registry`."""

@@ -43,6 +43,11 @@ def not_active() -> BulkheadError:
     )
 
 
+def suspended() -> BulkheadError:
+    """Returns what a deployment is told that is suspended, whatever it asks for."""
+    return FailedPreconditionError("the deployment is suspended", Reason.DEPLOYMENT_SUSPENDED)
+
+
 def needs_reauthorization(
     reason: StateReason, kind: ConnectionKind, connection: ConnectionId
 ) -> BulkheadError:

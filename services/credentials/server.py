@@ -21,7 +21,7 @@ from services.credentials.deletion import REVOCATIONS_AT_ONCE, Deletion, Revoker
 from services.credentials.erasure import Erasure
 from services.credentials.keyring import Keyring
 from services.credentials.peers import AuthAuditor, AuthAuditTrail, AuthRegistry
-from services.credentials.ports import Keys, Registry
+from services.credentials.ports import Keys
 from services.credentials.providers.clients import load_clients
 from services.credentials.providers.files import load_catalogue
 from services.credentials.providers.gateway import HttpGateway
@@ -34,6 +34,7 @@ from services.credentials.rpc import CredentialsRpc
 from services.credentials.rpc.keyring import KeyringRpc
 from services.credentials.service import CredentialsService
 from services.credentials.settings import Settings
+from services.credentials.suspensions import Suspensions
 from services.credentials.vending import Vending
 from services.credentials.webhook_delivery import Deliveries
 from services.credentials.webhooks import Webhooks
@@ -134,7 +135,7 @@ def _revoker(settings: Settings, needs: Needs) -> Revoker:
 def _service(
     settings: Settings,
     needs: Needs,
-    registry: Registry,
+    registry: AuthRegistry,
     keys: Keys,
     revoker: Revoker,
     erasure: Erasure,
@@ -158,6 +159,7 @@ def _service(
             database, data_keys, catalogue, clients, gateway, keys, needs.trail, places
         ),
         bindings=Bindings(database, registry, per_deployment=settings.bindings_per_deployment),
+        suspensions=Suspensions(database, registry),
         webhooks=Webhooks(
             database, data_keys, allow_private_targets=settings.allow_private_targets
         ),

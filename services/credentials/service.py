@@ -10,6 +10,7 @@ from services.credentials.deletion import Deletion
 from services.credentials.erasure import Erasure
 from services.credentials.providers.catalogue import Catalogue
 from services.credentials.providers.clients import OperatorClients
+from services.credentials.suspensions import Suspensions
 from services.credentials.vending import Vending
 from services.credentials.webhooks import Webhooks
 
@@ -25,6 +26,7 @@ class CredentialsService:
     authorizations: Authorizations
     completion: Completion
     bindings: Bindings
+    suspensions: Suspensions
     webhooks: Webhooks
     erasure: Erasure
     vending: Vending

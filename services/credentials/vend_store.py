@@ -18,13 +18,17 @@ _SCOPE_KEY = """
 """
 _LENT = f"""
     SELECT {COLUMNS}, b.binding_id, b.alias, b.scope_ceiling, k.scope_key,
-           coalesce(b.expires_at <= now(), false) AS expired
-    FROM bindings b
-    JOIN connections c ON c.tenant_id = b.tenant_id AND c.connection_id = b.connection_id
-    CROSS JOIN LATERAL (SELECT {_SCOPE_KEY} AS scope_key) k
-    LEFT JOIN access_tokens t
-        ON t.connection_id = c.connection_id AND t.scope_key = k.scope_key
-    WHERE b.deployment_id = $1 AND (b.alias = ANY ($2) OR c.provider = ANY ($3))
+           coalesce(b.expires_at <= now(), false) AS expired,
+           d.suspended_at IS NOT NULL AS suspended
+    FROM deployments d
+    LEFT JOIN (
+        bindings b
+        JOIN connections c ON c.tenant_id = b.tenant_id AND c.connection_id = b.connection_id
+        CROSS JOIN LATERAL (SELECT {_SCOPE_KEY} AS scope_key) k
+        LEFT JOIN access_tokens t
+            ON t.connection_id = c.connection_id AND t.scope_key = k.scope_key
+    ) ON b.deployment_id = d.deployment_id AND (b.alias = ANY ($2) OR c.provider = ANY ($3))
+    WHERE d.deployment_id = $1
     ORDER BY b.alias
 """  # noqa: S608 constants
 _OWN = f"""
@@ -39,10 +43,15 @@ async def list_lent(
     deployment: DeploymentId,
     aliases: Collection[str],
     providers: Collection[str],
-) -> list[Lent]:
-    """Returns what is lent to the deployment under these aliases or of these providers."""
+) -> list[Lent] | None:
+    """Returns what is lent to the deployment under these aliases or of these providers.
+
+    None: it is suspended, so nothing is.
+    """
     rows = await db.fetch(_LENT, deployment, list(aliases), list(providers))
-    return [_lent(row) for row in rows]
+    if any(row["suspended"] for row in rows):
+        return None
+    return [_lent(row) for row in rows if row["binding_id"] is not None]
 
 
 async def get_own(db: DbConnection, connection: ConnectionId) -> Lent | None:

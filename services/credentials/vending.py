@@ -10,7 +10,7 @@ from services.credentials.domain import LEAST_LIFETIME
 from services.credentials.last_vends import LastVends
 from services.credentials.lending import Asked, Lent, check_named, choose
 from services.credentials.ports import Act, AuditRecord
-from services.credentials.refusals import away, not_active
+from services.credentials.refusals import away, not_active, suspended
 from services.credentials.sealing import unreadable
 from services.credentials.supply import Outcome, Supply
 from services.credentials.vend_audit import VendAudit, fingerprint
@@ -102,6 +102,8 @@ class Vending:
         providers = {item.provider for item in items if not item.alias}
         async with self._database.tenant(principal.tenant) as db:
             lent = await store.list_lent(db, principal.deployment_id, aliases, providers)
+        if lent is None:
+            return [suspended()] * len(items)
         return [_choice(lent, item) for item in items]
 
     def _leaving(self, outcome: Outcome) -> Outcome:

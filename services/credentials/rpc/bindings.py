@@ -81,6 +81,20 @@ class BindingsRpc(Part):
         ended = await self._service.bindings.release(current_principal().tenant, named)
         return pb2.ReleaseDeploymentResponse(bindings_ended=ended)
 
+    async def SuspendDeployment(
+        self, request: pb2.SuspendDeploymentRequest, context: Any
+    ) -> pb2.SuspendDeploymentResponse:
+        named = read_deployment_id(request.deployment_id)
+        await self._service.suspensions.suspend(current_principal().tenant, named)
+        return pb2.SuspendDeploymentResponse()
+
+    async def ResumeDeployment(
+        self, request: pb2.ResumeDeploymentRequest, context: Any
+    ) -> pb2.ResumeDeploymentResponse:
+        named = read_deployment_id(request.deployment_id)
+        await self._service.suspensions.resume(current_principal().tenant, named)
+        return pb2.ResumeDeploymentResponse()
+
 
 def _alias(value: str) -> str:
     if value and _ALIAS.fullmatch(value) is None:
