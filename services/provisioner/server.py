@@ -19,7 +19,8 @@ from services.provisioner.dispatch import Dispatch
 from services.provisioner.domain import OperationKind
 from services.provisioner.drivers import local
 from services.provisioner.drivers.claim import claim
-from services.provisioner.drivers.local import LocalDriver, PortRange
+from services.provisioner.drivers.local import LocalDriver
+from services.provisioner.drivers.port_range import PortRange
 from services.provisioner.drivers.postgres_process import reachable_home
 from services.provisioner.locks import DeploymentLocks
 from services.provisioner.master_secret import MasterSecret, read_master_secret

@@ -14,7 +14,8 @@ import pytest
 
 from services.provisioner.domain import DatabaseAddress, DatabaseRole
 from services.provisioner.drivers import guard, postgres_process
-from services.provisioner.drivers.local import LocalDriver, PortRange, remove_home
+from services.provisioner.drivers.local import LocalDriver, remove_home
+from services.provisioner.drivers.port_range import PortRange
 from services.provisioner.master_secret import MasterSecret
 from services.shared.ids import DeploymentId, new_deployment_id
 

@@ -19,7 +19,8 @@ import pytest
 from services.provisioner.domain import DatabaseAddress, DatabaseRole, deployment_id
 from services.provisioner.drivers import guard, postgres_process
 from services.provisioner.drivers.claim import claim
-from services.provisioner.drivers.local import LocalDriver, PortRange, remove_home
+from services.provisioner.drivers.local import LocalDriver, remove_home
+from services.provisioner.drivers.port_range import PortRange
 from services.provisioner.drivers.postgres_process import HOST, Blueprint, ServerError
 from services.provisioner.master_secret import MasterSecret
 from services.shared.ids import DeploymentId, new_deployment_id

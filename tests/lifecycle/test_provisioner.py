@@ -18,7 +18,8 @@ from bulkhead.provisioner.v1 import provisioner_service_pb2 as pb2
 from bulkhead.provisioner.v1.provisioner_service_pb2_grpc import ProvisionerServiceStub
 
 from services.provisioner.drivers import postgres_process
-from services.provisioner.drivers.local import LocalDriver, PortRange, remove_home
+from services.provisioner.drivers.local import LocalDriver, remove_home
+from services.provisioner.drivers.port_range import PortRange
 from services.provisioner.drivers.postgres_process import ServerError
 from services.provisioner.master_secret import read_master_secret
 from services.provisioner.server import compose

@@ -2,12 +2,9 @@
 
 import asyncio
 import json
-import random
 import re
 import shutil
-import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import asyncpg
@@ -15,6 +12,7 @@ import structlog
 
 from services.provisioner.domain import DatabaseAddress, DatabaseRole, deployment_id
 from services.provisioner.drivers import guard, local_database, postgres_process
+from services.provisioner.drivers.port_range import PortRange
 from services.provisioner.drivers.postgres_process import (
     HOST,
     Blueprint,
@@ -59,31 +57,6 @@ _SETTINGS = {
     "log_statement": "none",
     "log_checkpoints": "off",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class PortRange:
-    """Where servers listen: below the ports that the system lends to outgoing connections."""
-
-    first: int
-    last: int
-
-    def pick(self) -> int:
-        """Returns a port that was free a moment ago.
-
-        Raises:
-            DriverError: a good part of the range was tried in vain.
-        """
-        for _ in range(256):
-            port = random.randint(self.first, self.last)  # noqa: S311 a port is no secret
-            with socket.socket() as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                try:
-                    probe.bind((HOST, port))
-                except OSError:
-                    continue
-                return port
-        raise DriverError("no port is free")
 
 
 class LocalDriver:
@@ -132,6 +105,19 @@ class LocalDriver:
         if server is None or not server.ready or _prepared(directory) is None:
             return None
         return DatabaseAddress(HOST, server.port) if guard.alive(directory, server) else None
+
+    async def sleep(self, deployment: DeploymentId) -> None:
+        """Ends the server, then its guard; see the protocol."""
+        directory = self._directory(deployment)
+        try:
+            await postgres_process.stop(directory)
+            await asyncio.to_thread(guard.end, directory)
+        except (ServerError, OSError) as error:
+            raise DriverError("the database server does not stop") from error
+
+    async def kept(self, deployment: DeploymentId) -> bool:
+        """Whether the data are here; see the protocol."""
+        return _prepared(self._directory(deployment)) is not None
 
     async def destroy(self, deployment: DeploymentId) -> None:
         """Ends the server and removes its files; see the protocol."""
@@ -186,12 +172,12 @@ class LocalDriver:
         return self._home / deployment
 
     async def _start(self, directory: Path, wanted_port: int | None) -> RunningServer:
-        port = wanted_port or self._ports.pick()
+        port = wanted_port or self._ports.pick(HOST)
         for _ in range(_PORT_TRIES):
             try:
                 return await postgres_process.start(directory, port, self._settings)
             except PortTakenError:
-                port = self._ports.pick()
+                port = self._ports.pick(HOST)
         raise ServerError("every port that was tried is taken")
 
     async def _prepare(

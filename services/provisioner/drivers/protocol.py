@@ -1,4 +1,4 @@
-"""What a kind of database has to do to be one: four verbs, each safe to repeat."""
+"""What a kind of database has to do to be one, each of it safe to repeat."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -29,6 +29,18 @@ class DatabaseDriver(Protocol):
 
     async def exists(self, deployment: DeploymentId) -> DatabaseAddress | None:
         """Returns where the database is when it is whole and running; changes nothing."""
+        ...
+
+    async def sleep(self, deployment: DeploymentId) -> None:
+        """Ends the database's server; its data stay. Does nothing if there is none.
+
+        Raises:
+            DriverError: it does not end; a later try may succeed.
+        """
+        ...
+
+    async def kept(self, deployment: DeploymentId) -> bool:
+        """Returns whether the database's data are here, its server running or not."""
         ...
 
     async def destroy(self, deployment: DeploymentId) -> None:
