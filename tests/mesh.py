@@ -183,6 +183,8 @@ async def running_mesh(
             values |= _valkey(valkey, service)
         if service == "app_proxy":
             values["http_listen"] = f"127.0.0.1:{free_ports(1)[0]}"
+        # Each service that encrypts has keys of its own: one destroys what it has no use for.
+        values["keyring_file"] = own_home / f"{service}-keyring"
         settings[service] = settings_type(**(values | dict(overrides.get(service, {}))))
     mesh = Mesh(own_home, pki, ports, settings, operator_key)
     try:
@@ -205,7 +207,6 @@ def _common(home: Path, operator_key: str, ports: Mapping[str, int]) -> dict[str
         "pepper_file": write_private(home / "pepper", secrets.token_hex(32)),
         "bootstrap_operator_key_file": write_private(home / "operator.key", operator_key),
         "database_secret_file": write_private(home / "database.secret", secrets.token_hex(32)),
-        "keyring_file": home / "keyring",
         # Providers and receivers of webhooks are on loopback here.
         "allow_private_targets": True,
         "webhook_retry_seconds": 0.1,

@@ -107,6 +107,7 @@ def _own(
         case "provisioner":
             return {
                 "database_secret_file": _secret(layout, "database"),
+                "keyring_file": layout.secrets / "provisioner-keyring",
                 "servers_home": layout.state,
                 "domain": domain,
                 **_operating_system_user(),

@@ -9,7 +9,12 @@ from enum import StrEnum
 from typing import Any, Final
 from urllib.parse import quote
 
-from services.shared.errors import FailedPreconditionError, Reason, UnavailableError
+from services.shared.errors import (
+    FailedPreconditionError,
+    NotFoundError,
+    Reason,
+    UnavailableError,
+)
 from services.shared.ids import BackupId, DeploymentId, OperationId, TenantId, random_text
 
 MOST_NAME_LENGTH = 63
@@ -193,6 +198,23 @@ class Deployment:
     listener_port: int | None = None
 
     @property
+    def declared(self) -> tuple[ResourceKind, ...]:
+        """What it is made of from the beginning."""
+        kinds = [
+            ResourceKind.KEYS,
+            ResourceKind.ROUTE,
+            ResourceKind.LOANS,
+            ResourceKind.COUNTERS,
+        ]
+        if self.database:
+            kinds += [ResourceKind.DATABASE, ResourceKind.BACKUPS]
+        if self.bucket:
+            kinds.append(ResourceKind.BUCKET)
+        if self.bootstrap_admin:
+            kinds.append(ResourceKind.SECRETS)
+        return tuple(kinds)
+
+    @property
     def open_generations(self) -> tuple[int, ...]:
         """The generations whose logins open the database: two while a rotation's overlap lasts."""
         return tuple(range(self.closed_generation + 1, self.generation + 1))
@@ -358,3 +380,26 @@ def not_ready() -> UnavailableError:
 def suspended() -> FailedPreconditionError:
     """Returns the error for a deployment that is suspended."""
     return FailedPreconditionError("the deployment is suspended", Reason.DEPLOYMENT_SUSPENDED)
+
+
+def check_ready(deployment: Deployment) -> None:
+    """Returns when the deployment can be used.
+
+    Raises:
+        NotFoundError: it is deleted.
+        FailedPreconditionError: it could not be made, or is suspended.
+        UnavailableError: it is not ready.
+    """
+    match deployment.state:
+        case DeploymentState.READY:
+            return
+        case DeploymentState.DELETED:
+            raise NotFoundError("deployment")
+        case DeploymentState.FAILED:
+            raise FailedPreconditionError(
+                "the deployment could not be made", Reason.OPERATION_FAILED
+            )
+        case DeploymentState.SUSPENDED:
+            raise suspended()
+        case DeploymentState.CREATING | DeploymentState.DELETING:
+            raise not_ready()

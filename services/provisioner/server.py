@@ -10,6 +10,7 @@ from bulkhead.provisioner.v1.provisioner_service_pb2_grpc import (
 )
 
 from services.provisioner import store
+from services.provisioner.administrators import Administrators
 from services.provisioner.changes import open_changes
 from services.provisioner.creation import Creation
 from services.provisioner.databases import DatabaseService
@@ -22,14 +23,17 @@ from services.provisioner.drivers.claim import claim
 from services.provisioner.drivers.local import LocalDriver
 from services.provisioner.drivers.port_range import PortRange
 from services.provisioner.drivers.postgres_process import reachable_home
+from services.provisioner.environment import Environments
 from services.provisioner.locks import DeploymentLocks
 from services.provisioner.master_secret import MasterSecret, read_master_secret
+from services.provisioner.operations import Operations
 from services.provisioner.peers import AuthRegistry, CredentialsLoans, ProxyRoutes
 from services.provisioner.plans.deleting import Deleting
 from services.provisioner.plans.making import Making
 from services.provisioner.queue import WorkQueue, work
 from services.provisioner.reconciler import Reconciler
 from services.provisioner.rpc import ProvisionerRpc
+from services.provisioner.secrets import Secrets
 from services.provisioner.service import ProvisionerService
 from services.provisioner.settings import Settings
 from services.provisioner.sweep import Sweep
@@ -37,6 +41,8 @@ from services.provisioner.work import Boundary, Plan, Unwatched
 from services.shared.access import RemoteAuditor, RemoteAuthenticator, open_key_resolver
 from services.shared.background import background
 from services.shared.channel import open_channel
+from services.shared.data_keys import DataKeys
+from services.shared.keyring import open_keyring
 from services.shared.postgres import Database, open_database
 from services.shared.server import Registration, Service
 
@@ -63,34 +69,40 @@ async def compose(settings: Settings, boundary: Boundary | None = None) -> Async
         resolver = await enter(open_key_resolver(auth))
         changes = await enter(open_changes(database))
 
+        data_keys = DataKeys(database, await enter(open_keyring(settings)))
         driver = await _local_driver(settings, secret, database)
         registry, queue = AuthRegistry(auth), WorkQueue(f"{_NAME}_service")
+        operations = Operations(secret, queue)
         routes, loans = ProxyRoutes(proxy), CredentialsLoans(credentials)
         making = Making(database, registry, routes, driver)
         deleting = Deleting(registry, routes, loans, driver)
         deployments = DeploymentService(database, changes)
+        databases = DatabaseService(deployments, locks, making, driver, local.DATABASE)
+        administrators = Administrators(database, data_keys)
         service = ProvisionerService(
             creation=Creation(
                 database,
                 locks,
-                queue,
+                operations,
                 registry,
                 making,
-                secret,
                 boundary,
                 domain=settings.domain,
                 deployments_per_tenant=settings.deployments_per_tenant,
             ),
-            deletion=Deletion(database, locks, queue, registry, deleting, secret, boundary),
+            deletion=Deletion(database, locks, operations, registry, deleting, boundary),
             deployments=deployments,
-            databases=DatabaseService(deployments, locks, making, driver, local.DATABASE),
+            databases=databases,
+            secrets=Secrets(database, data_keys, per_deployment=settings.secrets_per_deployment),
+            environments=Environments(database, data_keys, databases),
+            administrators=administrators,
         )
         plans: dict[OperationKind, Plan] = {
             OperationKind.CREATE: making,
             OperationKind.DELETE: deleting,
         }
         reconciler = Reconciler(
-            database, locks, plans, secret, boundary, create_tries=settings.create_tries
+            database, locks, registry, plans, secret, boundary, create_tries=settings.create_tries
         )
         sweep = Sweep(database, locks, queue, making, driver)
         await enter(background(work(settings, Dispatch(reconciler).reconcile)))

@@ -2,10 +2,13 @@
 
 from dataclasses import dataclass
 
+from services.provisioner.administrators import Administrators
 from services.provisioner.creation import Creation
 from services.provisioner.databases import DatabaseService
 from services.provisioner.deletion import Deletion
 from services.provisioner.deployments import DeploymentService
+from services.provisioner.environment import Environments
+from services.provisioner.secrets import Secrets
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,3 +19,6 @@ class ProvisionerService:
     deletion: Deletion
     deployments: DeploymentService
     databases: DatabaseService
+    secrets: Secrets
+    environments: Environments
+    administrators: Administrators

@@ -4,10 +4,11 @@ from pathlib import Path
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from services.shared.keyring.settings import KeyringSettings
 from services.shared.settings import LOCAL_PKI, LOCAL_STATE, PostgresSettings, ServiceSettings
 
 
-class Settings(ServiceSettings, PostgresSettings):
+class Settings(ServiceSettings, PostgresSettings, KeyringSettings):
     """Read from `BULKHEAD_*`."""
 
     listen: str = "127.0.0.1:7103"
@@ -22,6 +23,14 @@ class Settings(ServiceSettings, PostgresSettings):
     # The domain of the deployments' hosts.
     domain: str = Field(default="localhost", pattern=r"^[a-z0-9.-]{1,180}$")
     deployments_per_tenant: int = Field(default=100, ge=1)
+    # All of them together, each at its longest, have to fit into one answer.
+    secrets_per_deployment: int = Field(default=100, ge=1, le=120)
+    # Not those of credentials: who destroys a key there looks only at what is under it there.
+    keyring_file: Path = LOCAL_STATE / "secrets/provisioner-keyring"
+    keyring_folder: Path = Path("/etc/bulkhead/provisioner-keyring")
+    keyring_transit_key: str = Field(
+        default="bulkhead-provisioner", pattern=r"^[a-z0-9][a-z0-9-]{0,62}$"
+    )
 
     # Servers live in `servers` of this folder, or under /var/lib/bulkhead when we are root and the
     # folder is not open to the servers' user.

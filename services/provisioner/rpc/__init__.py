@@ -2,7 +2,8 @@
 
 from services.provisioner.rpc.databases import DatabasesRpc
 from services.provisioner.rpc.deployments import DeploymentsRpc
+from services.provisioner.rpc.secrets import SecretsRpc
 
 
-class ProvisionerRpc(DeploymentsRpc, DatabasesRpc):
+class ProvisionerRpc(DeploymentsRpc, DatabasesRpc, SecretsRpc):
     """Every method of `ProvisionerService`."""
