@@ -12,7 +12,7 @@ from services.provisioner.store import DEPLOYMENT_COLUMNS, deployment_of_row
 from services.shared.ids import DeploymentId
 from services.shared.postgres import Connection
 
-_RESOURCE = (
+RESOURCE_COLUMNS = (
     "deployment_id, kind, state, reason, since, used_bytes, over_quota, measured_at,"
     " access_revoked_at, destroyed_at, verified_gone_at, unrecoverable_after, details"
 )
@@ -61,11 +61,11 @@ async def list_of(
     """Returns what each of the deployments is made of, in the order of the kinds."""
     asked = list(deployment_ids)
     rows = await connection.fetch(
-        f"SELECT {_RESOURCE} FROM resources WHERE deployment_id = ANY($1)",  # noqa: S608 columns
+        f"SELECT {RESOURCE_COLUMNS} FROM resources WHERE deployment_id = ANY($1)",  # noqa: S608 columns
         asked,
     )
     found: dict[DeploymentId, list[Resource]] = {each: [] for each in asked}
-    for resource in sorted(map(_resource, rows), key=lambda each: _ORDER.index(each.kind)):
+    for resource in sorted(map(resource_of_row, rows), key=lambda each: _ORDER.index(each.kind)):
         found[resource.deployment_id].append(resource)
     return found
 
@@ -164,7 +164,8 @@ async def databases_to_listen_for(connection: Connection) -> list[Deployment]:
     return [deployment_of_row(row) for row in rows]
 
 
-def _resource(row: asyncpg.Record) -> Resource:
+def resource_of_row(row: asyncpg.Record) -> Resource:
+    """Returns what `RESOURCE_COLUMNS` of a row say."""
     return Resource(
         deployment_id=row["deployment_id"],
         kind=ResourceKind(row["kind"]),

@@ -1,0 +1,99 @@
+"""What a certificate of deletion says (P-39); `docs/decisions/0015-deletion-certificates.md`."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from services.provisioner.domain import Operation, Resource
+from services.shared.ids import OperationId, TenantId
+
+VERSION: Final = 1
+# What a deletion leaves, in words for whoever reads the certificate.
+_LOGS: Final = {
+    "what": "logs and backups of the platform itself",
+    "why": "they name ids, never content or secrets, and end with their own retention",
+}
+_CERTIFICATE: Final = {
+    "what": "the row of this certificate, with the SHA-256 of the token that opens it",
+    "why": "so that it can be asked for; it goes with the tenant",
+}
+_TOMBSTONE: Final = {
+    "what": "the tenant's id, with this certificate and the SHA-256 of the token that opens it",
+    "why": "so that the id is never given to anybody else, and the certificate can be asked for",
+}
+
+
+def of_deployment(
+    issuer: str, operation: Operation, resources: Sequence[Resource], issued: datetime
+) -> dict[str, Any]:
+    """Returns the document about a deployment's deletion."""
+    return {
+        **_head(issuer, operation.operation_id, operation.tenant_id, issued),
+        "sub": operation.deployment_id,
+        "kind": "deployment",
+        "requested_at": moment(operation.create_time),
+        "access_revoked_at": moment(_latest(resources)),
+        "resources": [of_resource(each) for each in resources],
+        "retained": [_CERTIFICATE, _LOGS],
+    }
+
+
+def of_tenant(
+    issuer: str,
+    operation_id: OperationId,
+    tenant: TenantId,
+    requested: datetime,
+    issued: datetime,
+    evidence: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Returns the document about a tenant's deletion; what was found out on the way is evidence."""
+    return {
+        **_head(issuer, operation_id, tenant, issued),
+        "sub": tenant,
+        "kind": "tenant",
+        "requested_at": moment(requested),
+        "access_revoked_at": evidence["access_revoked_at"],
+        "deployments_deleted_before": evidence["deployments_deleted_before"],
+        "resources": evidence["resources"],
+        "services": evidence["services"],
+        "unrevoked_grants": evidence["unrevoked_grants"],
+        "retained": [_TOMBSTONE, _LOGS],
+    }
+
+
+def of_resource(resource: Resource) -> dict[str, Any]:
+    """Returns what is said of one resource's end."""
+    times = {
+        "access_revoked_at": resource.access_revoked_time,
+        "destroyed_at": resource.destroyed_time,
+        "verified_gone_at": resource.verified_gone_time,
+        "unrecoverable_after": resource.unrecoverable_after,
+    }
+    return {
+        "deployment_id": resource.deployment_id,
+        "kind": str(resource.kind),
+        **{name: moment(time) for name, time in times.items() if time is not None},
+        "details": dict(resource.details),
+    }
+
+
+def moment(time: datetime) -> str:
+    """Returns the time as RFC 3339 has it, in UTC, to the microsecond."""
+    return time.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def _head(
+    issuer: str, operation_id: OperationId, tenant: TenantId, issued: datetime
+) -> dict[str, Any]:
+    return {
+        "version": VERSION,
+        "iss": issuer,
+        "jti": operation_id,
+        "iat": int(issued.timestamp()),
+        "issued_at": moment(issued),
+        "tenant_id": tenant,
+    }
+
+
+def _latest(resources: Iterable[Resource]) -> datetime:
+    return max(each.access_revoked_time for each in resources if each.access_revoked_time)
