@@ -1,0 +1,142 @@
+"""Who may come in at the public ports, how many of them, and where they go."""
+
+import asyncio
+from collections.abc import Container
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Protocol
+
+from services.provisioner.domain import DatabaseAddress
+from services.provisioner.drivers.postgres_wire import CancelRequest, SqlState, Startup, refusal
+from services.provisioner.drivers.relay import ServerEnd
+from services.shared.errors import BulkheadError, NotFoundError, Reason
+from services.shared.ids import DeploymentId
+
+# Of those who have not said yet who they are.
+_MOST_NAMELESS = 256
+_WAKE_SECONDS = 30.0
+_CONNECT_SECONDS = 5.0
+# A server can go to sleep between the moment it is found awake and the moment it is reached.
+_TRIES = 3
+
+_SUSPENDED = refusal(
+    SqlState.CANNOT_CONNECT_NOW,
+    "the deployment of this database is suspended",
+    "resume the deployment, then connect again",
+)
+_GONE = refusal(SqlState.CANNOT_CONNECT_NOW, "the deployment of this database is deleted")
+_NOT_NOW = refusal(
+    SqlState.CANNOT_CONNECT_NOW,
+    "the database could not be started just now",
+    "try again in a moment",
+)
+
+
+class Waker(Protocol):
+    """Knows where the servers are."""
+
+    async def wake(self, deployment: DeploymentId) -> DatabaseAddress:
+        """Returns where the server is, awake.
+
+        Raises:
+            BulkheadError: it is not to be reached now, and why.
+        """
+        ...
+
+    async def awake(self, deployment: DeploymentId) -> DatabaseAddress | None:
+        """Returns where the server is if it is awake."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class House:
+    """What can be asked for at every port, and by how many at once at all of them."""
+
+    database: str
+    logins: Container[str]
+    most_callers: int
+
+
+class Reception:
+    """What all public ports of a process share."""
+
+    def __init__(self, waker: Waker, house: House) -> None:
+        self._waker = waker
+        self._house = house
+        self._nameless = 0
+        self._named = 0
+
+    def enter(self) -> bool:
+        """Counts one who has not said who it is; returns whether there is room for it."""
+        if self._nameless >= _MOST_NAMELESS:
+            return False
+        self._nameless += 1
+        return True
+
+    def name(self) -> bool:
+        """Counts one of them as known; returns whether there is room for that."""
+        self._nameless -= 1
+        self._named += 1
+        return self._named <= self._house.most_callers
+
+    def leave(self, *, named: bool) -> None:
+        """Counts one that is gone."""
+        if named:
+            self._named -= 1
+        else:
+            self._nameless -= 1
+
+    def refusal(self, startup: Startup) -> bytes | None:
+        """Returns what to answer one whom no server would let in; None for all others."""
+        if startup.database != self._house.database:
+            return refusal(SqlState.INVALID_CATALOG_NAME, "there is no such database here")
+        if startup.user not in self._house.logins:
+            return refusal(SqlState.INVALID_AUTHORIZATION, "there is no such login here")
+        return None
+
+    async def connected(self, deployment: DeploymentId) -> ServerEnd:
+        """Returns a new connection to the deployment's server, awake.
+
+        Raises:
+            BulkheadError: it is not to be reached now, and why.
+            OSError: it could not be reached.
+            TimeoutError: it does not wake in time.
+        """
+        async with asyncio.timeout(_WAKE_SECONDS):
+            for _ in range(_TRIES - 1):
+                with suppress(ConnectionError):
+                    return await _connected(await self._waker.wake(deployment))
+            return await _connected(await self._waker.wake(deployment))
+
+    async def cancel(self, deployment: DeploymentId, request: CancelRequest) -> None:
+        """Passes on a request to cancel, if there is a server that could heed it.
+
+        Raises:
+            BulkheadError: it is not known where the server is.
+            OSError: it could not be reached.
+            TimeoutError: it does not heed it in time.
+        """
+        address = await self._waker.awake(deployment)
+        if address is None:
+            return
+        async with asyncio.timeout(_CONNECT_SECONDS):
+            reader, writer = await asyncio.open_connection(address.host, address.port)
+            try:
+                writer.write(request.raw)
+                # The server says nothing: it ends the connection once the request is heeded.
+                await reader.read()
+            finally:
+                writer.close()
+
+
+async def _connected(address: DatabaseAddress) -> ServerEnd:
+    loop = asyncio.get_running_loop()
+    _, end = await loop.create_connection(ServerEnd, address.host, address.port)
+    return end
+
+
+def why_not(error: Exception) -> bytes:
+    """Returns what to answer when `connected` has raised `error`."""
+    if isinstance(error, BulkheadError) and error.reason is Reason.DEPLOYMENT_SUSPENDED:
+        return _SUSPENDED
+    return _GONE if isinstance(error, NotFoundError) else _NOT_NOW
