@@ -16,7 +16,7 @@ from services.shared.settings import UnusableFileError
 
 # RFC 9864, 2.2; its older name, EdDSA, leaves the curve open.
 ALGORITHM: Final = "Ed25519"
-# So that no certificate passes for any other signed document, nor one of those for it (RFC 8725, 3.11).
+# No certificate passes for another signed document, nor one of those for it (RFC 8725, 3.11).
 TYPE: Final = "bulkhead-deletion+jwt"
 _CURVE: Final = "Ed25519"
 

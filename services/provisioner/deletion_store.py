@@ -40,7 +40,7 @@ _LEFT = (
 
 @dataclass(frozen=True, slots=True)
 class Child:
-    """A deployment of a tenant that is deleted, and the operation that deletes it, if it has one."""
+    """A deployment of a tenant that is deleted, and the operation that deletes it, if any."""
 
     deployment_id: DeploymentId
     operation_id: OperationId | None
@@ -106,7 +106,7 @@ async def lock_children(connection: Connection, tenant: TenantId) -> Sequence[Ch
 async def delete_children(
     connection: Connection, tenant: TenantId, endings: Sequence[Ending]
 ) -> None:
-    """Writes that each deployment is being deleted, by its operation, begun anew if it had failed."""
+    """Writes that each deployment is being deleted; operations that had failed begin anew."""
     await connection.execute(
         "UPDATE deployments SET state = 'deleting' WHERE tenant_id = $1 AND state <> 'deleted'",
         tenant,

@@ -120,8 +120,9 @@ async def set_step(connection: Connection, tenant: TenantId, step: Step) -> None
 async def keep(connection: Connection, tenant: TenantId, evidence: Mapping[str, Any]) -> None:
     """Adds what was found out; what `services` has said stays beside what others say."""
     await connection.execute(
-        "UPDATE tombstones SET evidence = evidence || ($2::jsonb - 'services') || jsonb_build_object("
-        " 'services', coalesce(evidence->'services', '{}') || coalesce($2::jsonb->'services', '{}'))"
+        "UPDATE tombstones SET evidence = evidence || ($2::jsonb - 'services')"
+        " || jsonb_build_object('services',"
+        "  coalesce(evidence->'services', '{}') || coalesce($2::jsonb->'services', '{}'))"
         " WHERE tenant_id = $1 AND state = 'running'",
         tenant,
         json.dumps(dict(evidence)),
