@@ -4,7 +4,7 @@ import asyncio
 
 import structlog
 
-from services.provisioner import operation_store, store
+from services.provisioner import operation_store, resource_store, store
 from services.provisioner.domain import (
     LOCK_PATIENCE,
     Deployment,
@@ -14,9 +14,9 @@ from services.provisioner.domain import (
     Wanted,
     new_host,
 )
-from services.provisioner.master_secret import MasterSecret
+from services.provisioner.operations import Operations
 from services.provisioner.plans.making import Making
-from services.provisioner.ports import Bearer, Locks, Queue, Registry
+from services.provisioner.ports import Bearer, Locks, Registry
 from services.provisioner.work import Boundary, Moment, Work
 from services.shared.errors import (
     AlreadyExistsError,
@@ -27,10 +27,8 @@ from services.shared.errors import (
 )
 from services.shared.ids import (
     DeploymentId,
-    OperationId,
     TenantId,
     new_deployment_id,
-    new_operation_id,
 )
 from services.shared.postgres import Connection, Database
 
@@ -45,10 +43,9 @@ class Creation:
         self,
         database: Database,
         locks: Locks,
-        queue: Queue,
+        operations: Operations,
         registry: Registry,
         making: Making,
-        secret: MasterSecret,
         boundary: Boundary,
         *,
         domain: str,
@@ -56,10 +53,9 @@ class Creation:
     ) -> None:
         self._database = database
         self._locks = locks
-        self._queue = queue
+        self._operations = operations
         self._registry = registry
         self._making = making
-        self._secret = secret
         self._boundary = boundary
         self._domain = domain
         self._most = deployments_per_tenant
@@ -116,7 +112,6 @@ class Creation:
         self, tenant: TenantId, wanted: Wanted, deployment_id: DeploymentId, job: Bearer
     ) -> tuple[Deployment, Operation] | None:
         """Writes deployment, operation and queue entry at once; None when another call did."""
-        operation_id = new_operation_id()
         async with self._database.tenant(tenant) as connection:
             await store.lock_tenant(connection, tenant)
             if await store.deployment_of_request(connection, tenant, wanted.request_id):
@@ -126,21 +121,11 @@ class Creation:
             deployment = await store.insert_deployment(
                 connection, tenant, deployment_id, host, wanted
             )
-            operation = await self._write_operation(connection, deployment, operation_id, job)
-            await self._queue.enqueue(connection, deployment_id)
+            await resource_store.insert(connection, deployment, deployment.declared)
+            operation = await self._operations.begin(
+                connection, deployment, OperationKind.CREATE, Step.REGISTERING, job
+            )
         return deployment, operation
-
-    async def _write_operation(
-        self, connection: Connection, deployment: Deployment, operation_id: OperationId, job: Bearer
-    ) -> Operation:
-        return await operation_store.insert(
-            connection,
-            deployment,
-            operation_id,
-            OperationKind.CREATE,
-            Step.REGISTERING,
-            self._secret.seal(job.key, bound_to=operation_id),
-        )
 
     async def _check_limit(self, connection: Connection, tenant: TenantId) -> None:
         if await store.count_deployments(connection, tenant) >= self._most:

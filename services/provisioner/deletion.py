@@ -10,13 +10,13 @@ from services.provisioner.domain import (
     OperationState,
     Step,
 )
-from services.provisioner.master_secret import MasterSecret
+from services.provisioner.operations import Operations
 from services.provisioner.plans.deleting import Deleting
-from services.provisioner.ports import Bearer, Locks, Queue, Registry
+from services.provisioner.ports import Bearer, Locks, Registry
 from services.provisioner.work import Boundary, Moment, Work
 from services.shared.errors import NotFoundError
-from services.shared.ids import DeploymentId, TenantId, new_operation_id
-from services.shared.postgres import Connection, Database
+from services.shared.ids import DeploymentId, TenantId
+from services.shared.postgres import Database
 
 # Keys and route are dead when these are taken.
 _CUT_OFF = frozenset({Step.RELEASING, Step.DESTROYING})
@@ -29,18 +29,16 @@ class Deletion:
         self,
         database: Database,
         locks: Locks,
-        queue: Queue,
+        operations: Operations,
         registry: Registry,
         deleting: Deleting,
-        secret: MasterSecret,
         boundary: Boundary,
     ) -> None:
         self._database = database
         self._locks = locks
-        self._queue = queue
+        self._operations = operations
         self._registry = registry
         self._deleting = deleting
-        self._secret = secret
         self._boundary = boundary
 
     async def delete(
@@ -70,44 +68,29 @@ class Deletion:
             return await operation_store.of_kind(connection, deployment_id, OperationKind.DELETE)
 
     async def _begin(self, tenant: TenantId, deployment_id: DeploymentId, job: Bearer) -> Operation:
-        """Writes operation and queue entry at once, and ends the making if that is under way."""
+        """Writes operation and queue entry at once, and ends whatever is under way."""
         async with self._database.tenant(tenant) as connection:
             deployment = _found(await store.get_deployment(connection, deployment_id, lock=True))
             operation = await operation_store.of_kind(
                 connection, deployment_id, OperationKind.DELETE
             )
             if operation is None:
-                await self._end_creation(connection, deployment_id)
+                # Whatever else is under way ends here, and a rotation's overlap with it.
+                await operation_store.supersede(
+                    connection,
+                    deployment_id,
+                    OperationKind,
+                    "the deployment was deleted before it was done",
+                )
                 await store.set_state(connection, deployment_id, DeploymentState.DELETING)
-                operation = await self._write(connection, deployment, job)
+                operation = await self._operations.begin(
+                    connection, deployment, OperationKind.DELETE, Step.RETIRING, job
+                )
             elif operation.state is OperationState.FAILED:
-                sealed = self._secret.seal(job.key, bound_to=operation.operation_id)
-                operation = await operation_store.revive(connection, operation.operation_id, sealed)
-            await self._queue.enqueue(connection, deployment_id)
+                key = self._operations.sealed(operation.operation_id, job)
+                operation = await operation_store.revive(connection, operation.operation_id, key)
+                await self._operations.enqueue(connection, deployment_id)
         return operation
-
-    async def _end_creation(self, connection: Connection, deployment_id: DeploymentId) -> None:
-        creation = await operation_store.of_kind(connection, deployment_id, OperationKind.CREATE)
-        if creation is not None and not creation.done:
-            await operation_store.end(
-                connection,
-                creation.operation_id,
-                OperationState.FAILED,
-                "the deployment was deleted before it was ready",
-            )
-
-    async def _write(
-        self, connection: Connection, deployment: Deployment, job: Bearer
-    ) -> Operation:
-        operation_id = new_operation_id()
-        return await operation_store.insert(
-            connection,
-            deployment,
-            operation_id,
-            OperationKind.DELETE,
-            Step.RETIRING,
-            self._secret.seal(job.key, bound_to=operation_id),
-        )
 
     async def _cut_off(
         self, tenant: TenantId, deployment_id: DeploymentId, caller: Bearer

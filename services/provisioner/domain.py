@@ -328,7 +328,7 @@ class DatabaseConnection:
 
     address: DatabaseAddress
     database: str
-    user: DatabaseRole
+    user: str
     password: str = field(repr=False)
 
     @property

@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import timedelta
 from weakref import WeakValueDictionary
 
@@ -50,9 +50,34 @@ class DeploymentLocks:
         async with AsyncExitStack() as stack:
             with postgres_errors():
                 acquiring = self._database.pool.acquire(timeout=_left(until))
-                await _lock(await stack.enter_async_context(acquiring), subject, until)
+                connection = await stack.enter_async_context(acquiring)
+                await _lock(connection, subject, until)
             # What fails from here on is not the lock's.
-            yield
+            async with _while_held(connection):
+                yield
+
+
+@asynccontextmanager
+async def _while_held(connection: Connection) -> AsyncIterator[None]:
+    """Ends the block when the connection is lost, and the lock with it: others may have it now."""
+    held = asyncio.timeout(None)
+
+    def lose(_: object) -> None:
+        held.reschedule(asyncio.get_running_loop().time())
+
+    try:
+        async with held:
+            connection.add_termination_listener(lose)
+            try:
+                yield
+            finally:
+                # A connection that was lost has left the pool already.
+                with suppress(asyncpg.InterfaceError):
+                    connection.remove_termination_listener(lose)
+    except TimeoutError as error:
+        if not held.expired():
+            raise
+        raise not_ready() from error
 
 
 async def _lock(connection: Connection, subject: Subject, until: float) -> None:

@@ -1,5 +1,7 @@
 """What the provisioner asks of other services, with the key of the tenant it acts for."""
 
+from datetime import UTC, datetime
+
 import grpc
 from bulkhead.app_proxy.v1 import routing_service_pb2 as routing_pb2
 from bulkhead.app_proxy.v1.routing_service_pb2_grpc import RoutingServiceStub
@@ -29,6 +31,8 @@ class AuthRegistry:
     async def delegate(self, bearer: Bearer, purpose: str) -> Bearer:
         """Returns a key with which a job of the provisioner acts for the bearer's tenant.
 
+        It is to be renewed when half of its time is over.
+
         Raises:
             BulkheadError: auth refuses, or is away.
         """
@@ -36,7 +40,9 @@ class AuthRegistry:
             answer = await self._stub.Delegate(
                 auth_pb2.DelegateRequest(purpose=purpose), metadata=_presented(bearer)
             )
-        return Bearer(answer.key)
+        now = datetime.now(UTC)
+        expires = answer.expire_time.ToDatetime(UTC)
+        return Bearer(answer.key, renew_time=now + (expires - now) / 2)
 
     async def register(self, bearer: Bearer, deployment: DeploymentId) -> None:
         """Makes the deployment the bearer's tenant's, so that keys can be issued for it.

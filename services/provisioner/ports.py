@@ -2,7 +2,7 @@
 
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Protocol, TypeAlias
 
 from services.provisioner.domain import Deployment, RouteState
@@ -15,6 +15,8 @@ class Bearer:
     """A key that is presented to other services on a tenant's behalf."""
 
     key: str = field(repr=False)
+    # When a new one is to be asked for, presenting this one; None: not known.
+    renew_time: datetime | None = None
 
 
 class Registry(Protocol):

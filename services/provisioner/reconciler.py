@@ -8,19 +8,31 @@ from types import MappingProxyType
 import structlog
 from opentelemetry import propagate, trace
 
-from services.provisioner import operation_store, store
+from services.provisioner import operation_store, resource_store, store
 from services.provisioner.domain import (
     DeploymentState,
     Operation,
     OperationKind,
     OperationState,
+    ResourceState,
     Step,
     retry_delay,
 )
 from services.provisioner.drivers.protocol import DriverError
 from services.provisioner.master_secret import MasterSecret, MasterSecretError
-from services.provisioner.ports import Bearer, Locks
-from services.provisioner.work import Action, Boundary, Moment, NotYetError, Plan, Work
+from services.provisioner.operation_store import Due, SealedKey
+from services.provisioner.ports import Bearer, Locks, Registry
+from services.provisioner.work import (
+    RESOURCE_OF_STEP,
+    Action,
+    Boundary,
+    Moment,
+    NotYetError,
+    Plan,
+    Work,
+    is_limited,
+    must_end_well,
+)
 from services.shared.errors import (
     BulkheadError,
     DeadlineTooShortError,
@@ -28,7 +40,7 @@ from services.shared.errors import (
     UnavailableError,
 )
 from services.shared.ids import DeploymentId
-from services.shared.postgres import Database
+from services.shared.postgres import Connection, Database
 
 # Whoever holds the lock for longer is at it; what is left is looked at again after.
 _LOCK_PATIENCE = timedelta(seconds=2)
@@ -52,10 +64,6 @@ _CHANGES: Mapping[tuple[OperationKind, OperationState], tuple[DeploymentState, D
                 DeploymentState.DELETING,
                 DeploymentState.DELETED,
             ),
-            (OperationKind.RESUME, OperationState.SUCCEEDED): (
-                DeploymentState.SUSPENDED,
-                DeploymentState.READY,
-            ),
         }
     )
 )
@@ -72,6 +80,7 @@ class Reconciler:
         self,
         database: Database,
         locks: Locks,
+        registry: Registry,
         plans: Mapping[OperationKind, Plan],
         secret: MasterSecret,
         boundary: Boundary,
@@ -80,6 +89,7 @@ class Reconciler:
     ) -> None:
         self._database = database
         self._locks = locks
+        self._registry = registry
         self._plans = plans
         self._secret = secret
         self._boundary = boundary
@@ -106,21 +116,50 @@ class Reconciler:
 
     async def _look(self, deployment_id: DeploymentId) -> timedelta | None:
         async with self._database.service() as connection:
-            found = await operation_store.running_of(connection, deployment_id)
+            due = await operation_store.due(connection, deployment_id)
             deployment = await store.get_deployment(connection, deployment_id)
-        if found is None or deployment is None:
+        if due is None or deployment is None:
             return None
-        operation, sealed, wait = found
-        if wait:
-            return wait
+        if due.wait:
+            return due.wait
         try:
-            key = self._secret.open(sealed, bound_to=operation.operation_id)
+            bearer = await self._bearer(due)
         except MasterSecretError:
-            await self._end(operation, OperationState.FAILED, "the operation's key is lost")
-            return None
-        return await self._do(Work(deployment, operation, Bearer(key)))
+            await self._end(due.operation, OperationState.FAILED, "the operation's key is lost")
+        else:
+            wait = await self._do(Work(deployment, due.operation, bearer))
+            if wait is not None:
+                return wait
+        return await self._next(deployment_id)
+
+    async def _next(self, deployment_id: DeploymentId) -> timedelta | None:
+        """Returns how long to wait for what else there is to be done."""
+        async with self._database.service() as connection:
+            due = await operation_store.due(connection, deployment_id)
+        return None if due is None else due.wait
+
+    async def _bearer(self, due: Due) -> Bearer:
+        """Returns the key to act with, a new one well before the present one ends."""
+        operation = due.operation
+        bearer = Bearer(self._secret.open(due.sealed_key, bound_to=operation.operation_id))
+        if not due.stale:
+            return bearer
+        try:
+            job = await self._registry.delegate(
+                bearer, f"{operation.kind} {operation.deployment_id}"
+            )
+        except BulkheadError as error:
+            # What is still to be done may not need it, and the next look asks again.
+            _log(operation, operation.step, error)
+            return bearer
+        sealed = self._secret.seal(job.key, bound_to=operation.operation_id)
+        async with self._database.service() as connection:
+            key = SealedKey(sealed, job.renew_time)
+            await operation_store.set_key(connection, operation.operation_id, key)
+        return job
 
     async def _do(self, work: Work) -> timedelta | None:
+        step = work.operation.step
         try:
             for step, action in self._plans[work.operation.kind].steps(work.operation):
                 await self._take(work, step, action)
@@ -130,7 +169,7 @@ class Reconciler:
         except NotYetError as wait:
             return await self._postpone(work.operation, wait.delay)
         except Exception as error:  # noqa: BLE001 whatever it is, the operation goes on or fails
-            return await self._failed(work, error)
+            return await self._failed(work, step, error)
         return None
 
     async def _take(self, work: Work, step: Step, action: Action) -> None:
@@ -157,33 +196,50 @@ class Reconciler:
     async def _end(self, operation: Operation, state: OperationState, message: str) -> None:
         async with self._database.tenant(operation.tenant_id) as connection:
             current = await store.get_deployment(connection, operation.deployment_id, lock=True)
-            await operation_store.end(connection, operation.operation_id, state, message)
-            # A delete that came in between has the last word on the deployment.
-            change = _CHANGES.get((operation.kind, state))
+            ended = await operation_store.end(connection, operation.operation_id, state, message)
+            # Whatever came in between has the last word on the deployment.
+            change = _CHANGES.get((operation.kind, state)) if ended else None
             if change is not None and current is not None and current.state is change[0]:
                 await store.set_state(connection, operation.deployment_id, change[1])
 
-    async def _failed(self, work: Work, error: Exception) -> timedelta | None:
+    async def _failed(self, work: Work, step: Step, error: Exception) -> timedelta | None:
         operation = work.operation
-        _log(operation, error)
+        _log(operation, step, error)
         message = _message(error)
-        creates = operation.kind is OperationKind.CREATE
-        exhausted = creates and operation.retries + 1 >= self._create_tries
-        if exhausted or (isinstance(error, BulkheadError) and not isinstance(error, _PASSING)):
-            await self._give_up(work, message)
+        if self._is_hopeless(operation, step, error):
+            await self._give_up(work, step, message)
             return None
         delay = retry_delay(operation.retries, random.random())  # noqa: S311 no secret
         async with self._database.tenant(operation.tenant_id) as connection:
             await operation_store.set_retry(connection, operation.operation_id, message, delay)
+            await _show(connection, operation, step, message)
         return delay
 
-    async def _give_up(self, work: Work, message: str) -> None:
+    def _is_hopeless(self, operation: Operation, step: Step, error: Exception) -> bool:
+        if must_end_well(operation.kind, step):
+            return False
+        if isinstance(error, BulkheadError) and not isinstance(error, _PASSING):
+            return True
+        return is_limited(operation.kind, step) and operation.retries + 1 >= self._create_tries
+
+    async def _give_up(self, work: Work, step: Step, message: str) -> None:
         try:
             await self._plans[work.operation.kind].give_up(work)
         except (BulkheadError, DriverError) as error:
             # What is left on disk the sweep removes.
-            _log(work.operation, error)
+            _log(work.operation, step, error)
+        async with self._database.tenant(work.deployment.tenant_id) as connection:
+            await _show(connection, work.operation, step, message)
         await self._end(work.operation, OperationState.FAILED, message)
+
+
+async def _show(connection: Connection, operation: Operation, step: Step, message: str) -> None:
+    """Writes that the step's resource is not as it should be, and why."""
+    kind = RESOURCE_OF_STEP.get(step)
+    if kind is not None:
+        going = operation.kind is OperationKind.DELETE
+        state = ResourceState.GOING if going else ResourceState.DEGRADED
+        await resource_store.set_state(connection, operation.deployment_id, kind, state, message)
 
 
 def _message(error: Exception) -> str:
@@ -193,12 +249,12 @@ def _message(error: Exception) -> str:
     return str(error) if isinstance(error, DriverError) else "internal error"
 
 
-def _log(operation: Operation, error: Exception) -> None:
+def _log(operation: Operation, step: Step, error: Exception) -> None:
     cause = error.__cause__
     structlog.get_logger().warning(
         "step failed",
         operation_id=operation.operation_id,
-        step=operation.step,
+        step=step,
         retries=operation.retries,
         error=type(error).__name__,
         cause=type(cause).__name__ if cause is not None else None,

@@ -116,6 +116,7 @@ async def set_state(
     """Writes how far the deployment is."""
     await connection.execute(
         "UPDATE deployments SET state = $2,"
+        " suspended_at = CASE WHEN $2 = 'suspended' THEN now() END,"
         " deleted_at = CASE WHEN $2 = 'deleted' THEN now() END WHERE deployment_id = $1",
         deployment_id,
         state,

@@ -1,12 +1,19 @@
 """What is done with a deployment: an operation, the plan of its kind, the steps of the plan."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
-from typing import Protocol
+from types import MappingProxyType
+from typing import Final, Protocol
 
-from services.provisioner.domain import Deployment, Operation, OperationKind, Step
+from services.provisioner.domain import (
+    Deployment,
+    Operation,
+    OperationKind,
+    ResourceKind,
+    Step,
+)
 from services.provisioner.ports import Bearer
 
 
@@ -18,6 +25,32 @@ class Work:
     operation: Operation
     bearer: Bearer
 
+
+# What is not as it should be while a step fails.
+RESOURCE_OF_STEP: Final[Mapping[Step, ResourceKind]] = MappingProxyType(
+    {
+        Step.REGISTERING: ResourceKind.KEYS,
+        Step.RETIRING: ResourceKind.KEYS,
+        Step.ROUTE: ResourceKind.ROUTE,
+        Step.PUBLISHING: ResourceKind.ROUTE,
+        Step.UNROUTING: ResourceKind.ROUTE,
+        Step.CLOSING: ResourceKind.ROUTE,
+        Step.OPENING: ResourceKind.ROUTE,
+        Step.TELLING: ResourceKind.ROUTE,
+        Step.RELEASING: ResourceKind.LOANS,
+        Step.WITHDRAWING: ResourceKind.LOANS,
+        Step.LENDING: ResourceKind.LOANS,
+        Step.UNCOUNTING: ResourceKind.COUNTERS,
+        Step.DATABASE: ResourceKind.DATABASE,
+        Step.DESTROYING: ResourceKind.DATABASE,
+        Step.SLEEPING: ResourceKind.DATABASE,
+        Step.BUCKET: ResourceKind.BUCKET,
+        Step.EMPTYING: ResourceKind.BUCKET,
+        Step.SHREDDING: ResourceKind.SECRETS,
+        Step.DISCARDING: ResourceKind.BACKUPS,
+    }
+)
+_SWITCHED = frozenset({Step.TELLING, Step.OVERLAPPING, Step.ENDING})
 
 Action = Callable[[Work], Awaitable[None]]
 
@@ -65,6 +98,20 @@ class Unwatched:
 
     async def reached(self, kind: OperationKind, step: Step, moment: Moment) -> None:
         """Returns at once."""
+
+
+def must_end_well(kind: OperationKind, step: Step) -> bool:
+    """Returns whether nothing but success, or its deployment's end, ends the operation at `step`.
+
+    A deletion is never given up. Nor is a rotation whose new passwords are in use: the ones before
+    would open the database for ever.
+    """
+    return kind is OperationKind.DELETE or (kind is OperationKind.ROTATE and step in _SWITCHED)
+
+
+def is_limited(kind: OperationKind, step: Step) -> bool:
+    """Returns whether the operation fails when `step` has been tried often enough."""
+    return kind is OperationKind.CREATE or (kind is OperationKind.ROTATE and step not in _SWITCHED)
 
 
 def rest(plan: Sequence[tuple[Step, Action]], step: Step) -> Sequence[tuple[Step, Action]]:

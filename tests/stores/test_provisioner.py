@@ -27,6 +27,7 @@ from services.provisioner.domain import (
 )
 from services.provisioner.locks import DeploymentLocks
 from services.provisioner.master_secret import MasterSecret, MasterSecretError, read_master_secret
+from services.provisioner.operation_store import SealedKey
 from services.provisioner.queue import WorkQueue
 from services.shared.errors import UnavailableError
 from services.shared.ids import (
@@ -70,7 +71,7 @@ async def write(
         new_operation_id(),
         OperationKind.CREATE,
         Step.REGISTERING,
-        b"sealed",
+        SealedKey(b"sealed"),
     )
     return deployment, operation.operation_id
 
@@ -91,7 +92,7 @@ async def test_a_tenants_transaction_sees_no_row_of_another(
     async with database.service() as connection:
         kept = await store.get_deployment(connection, deployment.deployment_id)
         assert kept == deployment
-        assert await operation_store.running_of(connection, deployment.deployment_id) is not None
+        assert await operation_store.due(connection, deployment.deployment_id) is not None
 
 
 @pytest.mark.promise("P-36")
@@ -161,11 +162,11 @@ async def test_work_is_neglected_when_it_is_due_and_no_entry_waits_for_it(
         await QUEUE.enqueue(connection, queued.deployment_id)
     async with database.service() as connection:
         assert await operation_store.neglected_deployments(connection) == [due.deployment_id]
-        found = await operation_store.running_of(connection, later.deployment_id)
+        found = await operation_store.due(connection, later.deployment_id)
         assert found is not None
-        assert timedelta(seconds=50) < found[2] <= timedelta(minutes=1)
-        assert (found[0].retries, found[0].message) == (1, "away")
-        assert await operation_store.running_of(connection, done.deployment_id) is None
+        assert timedelta(seconds=50) < found.wait <= timedelta(minutes=1)
+        assert (found.operation.retries, found.operation.message) == (1, "away")
+        assert await operation_store.due(connection, done.deployment_id) is None
         # An entry that was picked by a process that is gone counts for nothing.
         await connection.execute("UPDATE pgqueuer SET status = 'picked'")
         neglected = await operation_store.neglected_deployments(connection)
@@ -197,6 +198,27 @@ async def test_the_lock_of_a_deployment_has_one_holder_across_processes(
 async def hold_once(locks: DeploymentLocks, own: DeploymentId) -> None:
     async with locks.hold(own, timedelta(seconds=10)):
         pass
+
+
+async def test_who_loses_the_lock_goes_on_no_longer(database: Database) -> None:
+    locks = DeploymentLocks(database)
+    own = new_deployment_id()
+    going_on = asyncio.Event()
+
+    async def lose() -> None:
+        async with locks.hold(own, timedelta(seconds=5)):
+            await database.pool.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_locks"
+                " WHERE locktype = 'advisory' AND pid <> pg_backend_pid()"
+                " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+            )
+            await asyncio.sleep(30)
+            going_on.set()
+
+    with pytest.raises(UnavailableError):
+        await lose()
+    assert not going_on.is_set()
+    await hold_once(locks, own)
 
 
 async def test_what_fails_under_the_lock_is_not_taken_for_the_locks_failure(

@@ -30,8 +30,8 @@ ALTER TABLE operations
     ADD COLUMN request_id text,
     -- What it is to do, beyond its kind.
     ADD COLUMN parameters jsonb NOT NULL DEFAULT '{}',
-    -- When the key that it acts with ends.
-    ADD COLUMN key_expires_at timestamptz,
+    -- When the key that it acts with is to be replaced by a new one, well before it ends.
+    ADD COLUMN key_renew_at timestamptz,
     DROP CONSTRAINT operations_kind_check,
     ADD CONSTRAINT operations_kind_check
         CHECK (kind IN ('create', 'delete', 'suspend', 'resume', 'rotate', 'back_up')),
@@ -39,8 +39,11 @@ ALTER TABLE operations
 CREATE UNIQUE INDEX operations_once ON operations (deployment_id, kind) WHERE kind IN ('create', 'delete');
 CREATE UNIQUE INDEX operations_of_request ON operations (tenant_id, kind, request_id)
     WHERE request_id IS NOT NULL;
--- One thing at a time is done with a deployment.
-CREATE UNIQUE INDEX operations_alone ON operations (deployment_id) WHERE state = 'running';
+-- One thing at a time is done with a deployment; only the wait for the passwords of before to end goes
+-- on beside others.
+CREATE UNIQUE INDEX operations_alone ON operations (deployment_id)
+    WHERE state = 'running' AND NOT (kind = 'rotate' AND step IN ('overlapping', 'ending'));
+CREATE UNIQUE INDEX rotations_alone ON operations (deployment_id) WHERE state = 'running' AND kind = 'rotate';
 CREATE INDEX operations_of_deployment ON operations (deployment_id, created_at DESC);
 
 -- What a deployment is made of.
@@ -224,7 +227,7 @@ GRANT SELECT (tenant_id, operation_id, token_digest, state, step, retries, messa
 GRANT SELECT, INSERT, UPDATE ON tombstones TO provisioner_service;
 GRANT INSERT (kek_id) ON key_encryption_keys TO provisioner_tenant;
 GRANT SELECT, INSERT, UPDATE, DELETE ON key_encryption_keys TO provisioner_service;
-GRANT SELECT (request_id, parameters, key_expires_at) ON operations TO provisioner_tenant;
+GRANT SELECT (request_id, parameters, key_renew_at) ON operations TO provisioner_tenant;
 GRANT DELETE ON deployments, operations TO provisioner_service;
 
 -- What was made before has resources too.
