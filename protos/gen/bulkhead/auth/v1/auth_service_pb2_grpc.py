@@ -290,7 +290,8 @@ class AuthServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def VerifyDeployment(self, request, context):
-        """Answers when the deployment is the presented key's tenant's; NOT_FOUND otherwise.
+        """Answers when the deployment is the presented key's tenant's; NOT_FOUND otherwise, also when it was
+        retired.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -75,7 +75,9 @@ class AuthServiceStub:
     RetireDeployment: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.RetireDeploymentRequest, _auth_service_pb2.RetireDeploymentResponse]
     """Revokes every key of the deployment and lets none be issued again. Idempotent."""
     VerifyDeployment: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.VerifyDeploymentRequest, _auth_service_pb2.VerifyDeploymentResponse]
-    """Answers when the deployment is the presented key's tenant's; NOT_FOUND otherwise."""
+    """Answers when the deployment is the presented key's tenant's; NOT_FOUND otherwise, also when it was
+    retired.
+    """
     ResolveDeployments: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.ResolveDeploymentsRequest, _auth_service_pb2.ResolveDeploymentsResponse]
     """Answers whose deployments are, in order, retired ones too: for a service that was called with a
     job's key, which it cannot present itself.
@@ -263,7 +265,9 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _auth_service_pb2.VerifyDeploymentRequest,
         context: _aio.ServicerContext[_auth_service_pb2.VerifyDeploymentRequest, _abc.Awaitable[_auth_service_pb2.VerifyDeploymentResponse]],
     ) -> _abc.Awaitable[_auth_service_pb2.VerifyDeploymentResponse]:
-        """Answers when the deployment is the presented key's tenant's; NOT_FOUND otherwise."""
+        """Answers when the deployment is the presented key's tenant's; NOT_FOUND otherwise, also when it was
+        retired.
+        """
 
     @_abc_1.abstractmethod
     def ResolveDeployments(
