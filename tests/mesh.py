@@ -101,13 +101,25 @@ class Mesh:
         return Customer(created.tenant_id, created.key, created.key_id)
 
     async def deployment(
-        self, customer: Customer, *, database: bool = True, mcp: bool = True, name: str = "notes"
+        self,
+        customer: Customer,
+        *,
+        database: bool = True,
+        mcp: bool = True,
+        bucket: bool = False,
+        bootstrap_admin: bool = False,
+        name: str = "notes",
     ) -> provisioner_pb2.Deployment:
         """Returns a new deployment of the customer, once it is ready."""
         stub = self.stub(ProvisionerServiceStub, "provisioner")
         created = await stub.CreateDeployment(
             provisioner_pb2.CreateDeploymentRequest(
-                request_id=fresh_id(), name=name, mcp=mcp, database=database
+                request_id=fresh_id(),
+                name=name,
+                mcp=mcp,
+                database=database,
+                bucket=bucket,
+                bootstrap_admin=bootstrap_admin,
             ),
             metadata=bearer(customer.key),
         )

@@ -5,6 +5,7 @@ import asyncio
 import structlog
 
 from services.provisioner import operation_store, resource_store, store
+from services.provisioner.administrators import Administrators, Prepared
 from services.provisioner.domain import (
     LOCK_PATIENCE,
     Deployment,
@@ -46,6 +47,7 @@ class Creation:
         operations: Operations,
         registry: Registry,
         making: Making,
+        administrators: Administrators,
         boundary: Boundary,
         *,
         domain: str,
@@ -56,6 +58,7 @@ class Creation:
         self._operations = operations
         self._registry = registry
         self._making = making
+        self._administrators = administrators
         self._boundary = boundary
         self._domain = domain
         self._most = deployments_per_tenant
@@ -77,9 +80,10 @@ class Creation:
             return earlier
         deployment_id = new_deployment_id()
         job = await self._registry.delegate(caller, f"create {deployment_id}")
+        administrator = await self._prepared(tenant, deployment_id, wanted)
         # Held until the first steps are over, so that the worker's last step cannot come before.
         async with self._locks.hold(deployment_id, LOCK_PATIENCE):
-            written = await self._write(tenant, wanted, deployment_id, job)
+            written = await self._write(tenant, wanted, deployment_id, job, administrator)
             if written is not None:
                 await self._take_first_steps(Work(*written, job))
                 return written
@@ -108,8 +112,21 @@ class Creation:
             raise NotFoundError("operation")
         return found, operation
 
+    async def _prepared(
+        self, tenant: TenantId, deployment_id: DeploymentId, wanted: Wanted
+    ) -> Prepared | None:
+        """Returns the first administrator, if one is wanted: what it takes is not for a lock."""
+        if not wanted.bootstrap_admin:
+            return None
+        return await self._administrators.prepare(tenant, deployment_id)
+
     async def _write(
-        self, tenant: TenantId, wanted: Wanted, deployment_id: DeploymentId, job: Bearer
+        self,
+        tenant: TenantId,
+        wanted: Wanted,
+        deployment_id: DeploymentId,
+        job: Bearer,
+        administrator: Prepared | None,
     ) -> tuple[Deployment, Operation] | None:
         """Writes deployment, operation and queue entry at once; None when another call did."""
         async with self._database.tenant(tenant) as connection:
@@ -122,6 +139,8 @@ class Creation:
                 connection, tenant, deployment_id, host, wanted
             )
             await resource_store.insert(connection, deployment, deployment.declared)
+            if administrator is not None:
+                await administrator.keep(connection, deployment)
             operation = await self._operations.begin(
                 connection, deployment, OperationKind.CREATE, Step.REGISTERING, job
             )

@@ -86,6 +86,7 @@ async def compose(settings: Settings, boundary: Boundary | None = None) -> Async
                 operations,
                 registry,
                 making,
+                administrators,
                 boundary,
                 domain=settings.domain,
                 deployments_per_tenant=settings.deployments_per_tenant,

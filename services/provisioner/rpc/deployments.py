@@ -36,6 +36,8 @@ class DeploymentsRpc(Part):
             name=text("name", request.name, most=MOST_NAME_LENGTH),
             mcp=request.mcp,
             database=request.database,
+            bucket=request.bucket,
+            bootstrap_admin=request.bootstrap_admin,
         )
         deployment, operation = await self.service.creation.create(
             current_principal().tenant, bearer(), wanted
