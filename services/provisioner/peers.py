@@ -9,6 +9,8 @@ from bulkhead.auth.v1 import auth_service_pb2 as auth_pb2
 from bulkhead.auth.v1.auth_service_pb2_grpc import AuthServiceStub
 from bulkhead.credentials.v1 import credentials_service_pb2 as credentials_pb2
 from bulkhead.credentials.v1.credentials_service_pb2_grpc import CredentialsServiceStub
+from bulkhead.ratelimit.v1 import ratelimit_service_pb2 as ratelimit_pb2
+from bulkhead.ratelimit.v1.ratelimit_service_pb2_grpc import RatelimitServiceStub
 
 from services.provisioner.domain import Deployment, RouteState
 from services.provisioner.ports import Bearer
@@ -19,6 +21,7 @@ _ROUTE_STATES: dict[RouteState, "routing_pb2.RouteState.ValueType"] = {
     RouteState.STARTING: routing_pb2.ROUTE_STATE_STARTING,
     RouteState.RUNNING: routing_pb2.ROUTE_STATE_RUNNING,
     RouteState.FAILED: routing_pb2.ROUTE_STATE_FAILED,
+    RouteState.SUSPENDED: routing_pb2.ROUTE_STATE_SUSPENDED,
 }
 
 
@@ -88,6 +91,7 @@ class ProxyRoutes:
             state=_ROUTE_STATES[state],
             name=deployment.name,
             mcp=deployment.mcp,
+            database_generation=deployment.generation,
         )
         with translated():
             await self._stub.PutRoute(
@@ -113,6 +117,30 @@ class CredentialsLoans:
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._stub = CredentialsServiceStub(channel)
 
+    async def suspend(self, bearer: Bearer, deployment: DeploymentId) -> None:
+        """Lets nothing be vended to the deployment; its bindings stay.
+
+        Raises:
+            BulkheadError: credentials refuses, or is away.
+        """
+        with translated():
+            await self._stub.SuspendDeployment(
+                credentials_pb2.SuspendDeploymentRequest(deployment_id=deployment),
+                metadata=_presented(bearer),
+            )
+
+    async def resume(self, bearer: Bearer, deployment: DeploymentId) -> None:
+        """Lets be vended to the deployment again.
+
+        Raises:
+            BulkheadError: credentials refuses, or is away.
+        """
+        with translated():
+            await self._stub.ResumeDeployment(
+                credentials_pb2.ResumeDeploymentRequest(deployment_id=deployment),
+                metadata=_presented(bearer),
+            )
+
     async def end(self, bearer: Bearer, deployment: DeploymentId) -> None:
         """Ends every binding of the deployment.
 
@@ -122,6 +150,25 @@ class CredentialsLoans:
         with translated():
             await self._stub.ReleaseDeployment(
                 credentials_pb2.ReleaseDeploymentRequest(deployment_id=deployment),
+                metadata=_presented(bearer),
+            )
+
+
+class RatelimitCounters:
+    """ratelimit, as `ports.Counters`."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._stub = RatelimitServiceStub(channel)
+
+    async def release(self, bearer: Bearer, deployment: DeploymentId) -> None:
+        """Erases every counter of the deployment.
+
+        Raises:
+            BulkheadError: ratelimit refuses, or is away.
+        """
+        with translated():
+            await self._stub.ReleaseDeployment(
+                ratelimit_pb2.ReleaseDeploymentRequest(deployment_id=deployment),
                 metadata=_presented(bearer),
             )
 

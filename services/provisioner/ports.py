@@ -50,8 +50,24 @@ class Routes(Protocol):
 class Loans(Protocol):
     """What others' connections are lent to which deployment. All methods raise BulkheadError."""
 
+    async def suspend(self, bearer: Bearer, deployment: DeploymentId) -> None:
+        """Lets nothing be vended to the deployment; its bindings stay."""
+        ...
+
+    async def resume(self, bearer: Bearer, deployment: DeploymentId) -> None:
+        """Lets be vended to the deployment again."""
+        ...
+
     async def end(self, bearer: Bearer, deployment: DeploymentId) -> None:
         """Ends every binding of the deployment."""
+        ...
+
+
+class Counters(Protocol):
+    """What is counted of deployments' use. All methods raise BulkheadError."""
+
+    async def release(self, bearer: Bearer, deployment: DeploymentId) -> None:
+        """Erases every counter of the deployment."""
         ...
 
 

@@ -43,13 +43,24 @@ async def set_state(
 
     Does nothing to one that is gone, nor, unless it is to be gone, to one that is going.
     """
+    await set_states(connection, deployment_id, (kind,), state, reason)
+
+
+async def set_states(
+    connection: Connection,
+    deployment_id: DeploymentId,
+    kinds: Iterable[ResourceKind],
+    state: ResourceState,
+    reason: str = "",
+) -> None:
+    """Does what `set_state` does, to several."""
     await connection.execute(
         "UPDATE resources SET state = $3, reason = $4,"
         " since = CASE WHEN state = $3 THEN since ELSE now() END"
-        " WHERE deployment_id = $1 AND kind = $2 AND (state, reason) <> ($3, $4)"
+        " WHERE deployment_id = $1 AND kind = ANY($2) AND (state, reason) <> ($3, $4)"
         " AND state <> 'gone' AND (state <> 'going' OR $3 IN ('going', 'gone'))",
         deployment_id,
-        kind,
+        list(kinds),
         state,
         reason,
     )

@@ -3,8 +3,16 @@
 from collections.abc import Sequence
 
 from services.provisioner import store
-from services.provisioner.domain import DatabaseAddress, Deployment, Operation, RouteState, Step
-from services.provisioner.drivers.protocol import DatabaseDriver
+from services.provisioner.domain import (
+    DatabaseAddress,
+    Deployment,
+    Operation,
+    ResourceKind,
+    RouteState,
+    Step,
+)
+from services.provisioner.drivers.protocol import DatabaseDriver, WantedDatabase
+from services.provisioner.plans.progress import Progress
 from services.provisioner.ports import Registry, Routes
 from services.provisioner.work import Action, Work
 from services.shared.postgres import Database
@@ -20,6 +28,7 @@ class Making:
         self._registry = registry
         self._routes = routes
         self._driver = driver
+        self._progress = Progress(database)
 
     def steps(self, operation: Operation) -> Sequence[tuple[Step, Action]]:  # noqa: ARG002 it begins anew
         """Returns every step; see `work.Plan`."""
@@ -39,8 +48,11 @@ class Making:
         await self._routes.put(work.bearer, work.deployment, RouteState.FAILED)
 
     async def _register(self, work: Work) -> None:
-        """Lets keys be issued for the deployment."""
+        """Lets keys be issued for the deployment; what is lent and counted needs no more."""
         await self._registry.register(work.bearer, work.deployment.deployment_id)
+        await self._progress.ready(
+            work.deployment, ResourceKind.KEYS, ResourceKind.LOANS, ResourceKind.COUNTERS
+        )
 
     async def _announce(self, work: Work) -> None:
         """Lets the host answer that the deployment is being made."""
@@ -49,9 +61,11 @@ class Making:
     async def _make_database(self, work: Work) -> None:
         if work.deployment.database:
             await self.ensure_database(work.deployment)
+            await self._progress.ready(work.deployment, ResourceKind.DATABASE, ResourceKind.BACKUPS)
 
     async def _publish(self, work: Work) -> None:
         await self._routes.put(work.bearer, work.deployment, RouteState.RUNNING)
+        await self._progress.ready(work.deployment, ResourceKind.ROUTE)
 
     async def ensure_database(self, deployment: Deployment) -> DatabaseAddress:
         """Returns where the deployment's database runs.
@@ -60,7 +74,13 @@ class Making:
             DriverError: it does not run.
         """
         address = await self._driver.ensure(
-            deployment.deployment_id, deployment.generation, deployment.database_port
+            WantedDatabase(
+                deployment.deployment_id,
+                deployment.generation,
+                deployment.open_generations,
+                deployment.storage_bytes,
+                deployment.database_port,
+            )
         )
         if address.port != deployment.database_port:
             async with self._database.tenant(deployment.tenant_id) as connection:
