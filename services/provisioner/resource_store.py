@@ -167,10 +167,10 @@ async def awake_databases(connection: Connection) -> list[Deployment]:
 
 
 async def databases_to_listen_for(connection: Connection) -> list[Deployment]:
-    """Returns every deployment with a public port for its database, whatever state it is in."""
+    """Returns every deployment whose database has a public port, or is to get one."""
     rows = await connection.fetch(
         f"SELECT {DEPLOYMENT_COLUMNS} FROM deployments"  # noqa: S608 columns
-        " WHERE database AND listener_port IS NOT NULL AND state <> 'deleted'"
+        " WHERE database AND state NOT IN ('failed', 'deleted')"
     )
     return [deployment_of_row(row) for row in rows]
 

@@ -117,6 +117,7 @@ async def set_state(
     await connection.execute(
         "UPDATE deployments SET state = $2,"
         " suspended_at = CASE WHEN $2 = 'suspended' THEN now() END,"
+        " listener_port = CASE WHEN $2 <> 'deleted' THEN listener_port END,"
         " deleted_at = CASE WHEN $2 = 'deleted' THEN now() END WHERE deployment_id = $1",
         deployment_id,
         state,
@@ -128,6 +129,26 @@ async def set_database_port(connection: Connection, deployment_id: DeploymentId,
     await connection.execute(
         "UPDATE deployments SET database_port = $2 WHERE deployment_id = $1", deployment_id, port
     )
+
+
+async def keep_listener_port(
+    connection: Connection, deployment_id: DeploymentId, port: int
+) -> int | None:
+    """Returns the public port of the deployment's database: `port` if it had none.
+
+    None when it had none and `port` is another's, or it is deleted.
+    """
+    await connection.execute(
+        "UPDATE deployments SET listener_port = $2 WHERE deployment_id = $1"
+        " AND listener_port IS NULL AND state <> 'deleted'"
+        " AND NOT EXISTS (SELECT FROM deployments WHERE listener_port = $2)",
+        deployment_id,
+        port,
+    )
+    kept = await connection.fetchval(
+        "SELECT listener_port FROM deployments WHERE deployment_id = $1", deployment_id
+    )
+    return None if kept is None else int(kept)
 
 
 async def ready_deployments_with_database(connection: Connection) -> Sequence[DeploymentId]:
