@@ -6,10 +6,14 @@ from dataclasses import dataclass
 from bulkhead.app_proxy.v1 import routing_service_pb2
 from bulkhead.auth.v1 import auth_service_pb2
 from bulkhead.common.v1 import access_pb2
+from bulkhead.common.v1.access_pb2 import Access
 from bulkhead.credentials.v1 import credentials_service_pb2
 from bulkhead.provisioner.v1 import provisioner_service_pb2
 from bulkhead.ratelimit.v1 import ratelimit_service_pb2
 from google.protobuf.descriptor import FileDescriptor
+
+# The front door, as a peer of services.
+EDGE = "edge"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +45,24 @@ def contracts() -> Mapping[str, FileDescriptor]:
 
 
 def open_methods(files: Mapping[str, FileDescriptor]) -> Iterator[OpenMethod]:
-    """Yields the methods of `files` (by service process) that any holder of a key may call.
+    """Yields the methods of `files` (by service process) that may be called from outside.
 
-    A method that declares peers is meant for those, one without a key for the mesh alone, and one
-    that declares nothing for nobody.
+    Any holder of a key may, where the method takes a key and declares no peers, and anybody where
+    it takes none and declares the front door itself as its peer. A method that declares other
+    peers is meant for those, and one that declares nothing for nobody.
     """
     for service, file in files.items():
         for contract in file.services_by_name.values():
             for method in contract.methods:
                 options = method.GetOptions()
                 access = options.Extensions[access_pb2.access]
-                if access.keys and not access.peers and not access.keyless:
+                if _is_open(access):
                     yield OpenMethod(
                         service, contract.full_name, method.name, method.server_streaming
                     )
+
+
+def _is_open(access: Access) -> bool:
+    if access.keyless:
+        return EDGE in access.peers
+    return bool(access.keys) and not access.peers
