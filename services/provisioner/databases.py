@@ -1,28 +1,11 @@
 """The way into the deployments' databases."""
 
-import asyncio
-from datetime import timedelta
-
 from services.provisioner.deployments import DeploymentService
-from services.provisioner.domain import (
-    LOCK_PATIENCE,
-    DatabaseAddress,
-    DatabaseConnection,
-    DatabaseRole,
-    Deployment,
-    DeploymentState,
-    not_ready,
-    suspended,
-)
+from services.provisioner.domain import DatabaseConnection, DatabaseRole, not_ready
 from services.provisioner.drivers.protocol import DatabaseDriver, DriverError
-from services.provisioner.plans.making import Making
-from services.provisioner.ports import Locks
-from services.shared.deadline import time_remaining
-from services.shared.errors import FailedPreconditionError, NotFoundError, Reason
+from services.provisioner.listening import Listening
+from services.provisioner.waking import Waking, usable
 from services.shared.ids import DeploymentId, TenantId
-
-# Kept back of a caller's deadline for the answer's way home.
-_TRIM_SECONDS = 0.1
 
 
 class DatabaseService:
@@ -31,72 +14,53 @@ class DatabaseService:
     def __init__(
         self,
         deployments: DeploymentService,
-        locks: Locks,
-        making: Making,
+        waking: Waking,
+        listening: Listening,
         driver: DatabaseDriver,
         database_name: str,
     ) -> None:
         self._deployments = deployments
-        self._locks = locks
-        self._making = making
+        self._waking = waking
+        self._listening = listening
         self._driver = driver
         self._database_name = database_name
 
     async def connection(
-        self, tenant: TenantId, deployment_id: DeploymentId, role: DatabaseRole
+        self, tenant: TenantId, deployment_id: DeploymentId, role: DatabaseRole, *, in_mesh: bool
     ) -> DatabaseConnection:
-        """Returns how to reach the deployment's database, which runs then.
+        """Returns how to reach the deployment's database.
+
+        Within the mesh that is the server itself, awake. To everybody else it is the port that is
+        listened on for it, which stays the same as long as the deployment exists, and wakes the
+        server when it is used.
 
         Raises:
             NotFoundError: the tenant has no such deployment, or it is deleted.
-            FailedPreconditionError: it has no database, or could not be made.
+            FailedPreconditionError: it has no database, is suspended, or could not be made.
             UnavailableError: it is not ready.
         """
-        deployment = await self._deployments.get(tenant, deployment_id)
-        _check_usable(deployment)
-        address = await self._driver.exists(deployment_id)
-        if address is None:
-            address = await self._recover(tenant, deployment_id)
+        deployment = usable(await self._deployments.get(tenant, deployment_id))
+        try:
+            if in_mesh:
+                address = await self._waking.woken(deployment)
+            else:
+                address = await self._listening.open(deployment)
+        except DriverError as error:
+            raise not_ready() from error
+        login = self._driver.login(deployment_id, role, deployment.generation)
         return DatabaseConnection(
             address=address,
             database=self._database_name,
-            user=role,
-            password=self._driver.password(deployment_id, role, deployment.generation),
+            user=login.user,
+            password=login.password,
         )
 
-    async def _recover(self, tenant: TenantId, deployment_id: DeploymentId) -> DatabaseAddress:
-        """Starts the server; of many who ask at once, the first does it for all."""
-        seconds = _within_deadline(LOCK_PATIENCE.total_seconds())
-        try:
-            async with (
-                asyncio.timeout(seconds),
-                self._locks.hold(deployment_id, timedelta(seconds=seconds)),
-            ):
-                running = await self._driver.exists(deployment_id)
-                if running is not None:
-                    return running
-                deployment = await self._deployments.get(tenant, deployment_id)
-                _check_usable(deployment)
-                return await self._making.ensure_database(deployment)
-        except (DriverError, TimeoutError) as error:
-            raise not_ready() from error
+    async def wake(self, tenant: TenantId, deployment_id: DeploymentId) -> None:
+        """Returns when the deployment's database accepts connections.
 
-
-def _check_usable(deployment: Deployment) -> None:
-    if deployment.state is DeploymentState.DELETED:
-        raise NotFoundError("deployment")
-    if not deployment.database:
-        raise FailedPreconditionError(
-            "the deployment has no database", Reason.RESOURCE_NOT_DECLARED
-        )
-    if deployment.state is DeploymentState.FAILED:
-        raise FailedPreconditionError("the deployment could not be made", Reason.OPERATION_FAILED)
-    if deployment.state is DeploymentState.SUSPENDED:
-        raise suspended()
-    if deployment.state is not DeploymentState.READY:
-        raise not_ready()
-
-
-def _within_deadline(seconds: float) -> float:
-    remaining = time_remaining()
-    return seconds if remaining is None else min(seconds, max(0.0, remaining - _TRIM_SECONDS))
+        Raises:
+            NotFoundError: the tenant has no such deployment, or it is deleted.
+            FailedPreconditionError: it has no database, is suspended, or could not be made.
+            UnavailableError: it is not ready, or its database does not start in time.
+        """
+        await self._waking.woken(await self._deployments.get(tenant, deployment_id))

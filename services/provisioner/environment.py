@@ -100,7 +100,7 @@ class Environments:
             return {}
         found = {
             role: await self._databases.connection(
-                deployment.tenant_id, deployment.deployment_id, role
+                deployment.tenant_id, deployment.deployment_id, role, in_mesh=False
             )
             for role in roles
         }

@@ -155,13 +155,17 @@ async def mark_verified(
     )
 
 
-async def awake_databases(connection: Connection) -> list[Deployment]:
+async def awake_databases(
+    connection: Connection, only: DeploymentId | None = None
+) -> list[Deployment]:
     """Returns every deployment whose database has to be running: it is ready, and not asleep."""
     rows = await connection.fetch(
         f"SELECT {DEPLOYMENT_COLUMNS} FROM deployments"  # noqa: S608 columns
         " WHERE state = 'ready' AND database AND EXISTS (SELECT FROM resources"
         "  WHERE resources.deployment_id = deployments.deployment_id AND kind = 'database'"
         "  AND resources.state IN ('ready', 'degraded'))"
+        " AND ($1::text IS NULL OR deployment_id = $1)",
+        only,
     )
     return [deployment_of_row(row) for row in rows]
 

@@ -1,7 +1,7 @@
 """Composition of the provisioner."""
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from bulkhead.provisioner.v1 import provisioner_service_pb2 as pb2
@@ -18,12 +18,16 @@ from services.provisioner.deletion import Deletion
 from services.provisioner.deployments import DeploymentService
 from services.provisioner.dispatch import Dispatch
 from services.provisioner.domain import OperationKind
-from services.provisioner.drivers import local
+from services.provisioner.drivers import local, local_database
 from services.provisioner.drivers.claim import claim
+from services.provisioner.drivers.listener import open_listeners
 from services.provisioner.drivers.local import LocalDriver
 from services.provisioner.drivers.port_range import PortRange
 from services.provisioner.drivers.postgres_process import reachable_home
+from services.provisioner.drivers.protocol import DatabaseListeners
+from services.provisioner.drivers.reception import House
 from services.provisioner.environment import Environments
+from services.provisioner.listening import Listening
 from services.provisioner.locks import DeploymentLocks
 from services.provisioner.master_secret import MasterSecret, read_master_secret
 from services.provisioner.operations import Operations
@@ -36,7 +40,10 @@ from services.provisioner.rpc import ProvisionerRpc
 from services.provisioner.secrets import Secrets
 from services.provisioner.service import ProvisionerService
 from services.provisioner.settings import Settings
+from services.provisioner.sleeping import Sleeping
 from services.provisioner.sweep import Sweep
+from services.provisioner.uses import Uses
+from services.provisioner.waking import Waking
 from services.provisioner.work import Boundary, Plan, Unwatched
 from services.shared.access import RemoteAuditor, RemoteAuthenticator, open_key_resolver
 from services.shared.background import background
@@ -74,10 +81,13 @@ async def compose(settings: Settings, boundary: Boundary | None = None) -> Async
         registry, queue = AuthRegistry(auth), WorkQueue(f"{_NAME}_service")
         operations = Operations(secret, queue)
         routes, loans = ProxyRoutes(proxy), CredentialsLoans(credentials)
-        making = Making(database, registry, routes, driver)
+        uses = Uses()
+        waking = Waking(database, locks, driver, uses)
+        listening = Listening(database, await enter(_listeners(settings, waking)))
+        making = Making(database, registry, routes, driver, waking, listening)
         deleting = Deleting(registry, routes, loans, driver)
         deployments = DeploymentService(database, changes)
-        databases = DatabaseService(deployments, locks, making, driver, local.DATABASE)
+        databases = DatabaseService(deployments, waking, listening, driver, local.DATABASE)
         administrators = Administrators(database, data_keys)
         service = ProvisionerService(
             creation=Creation(
@@ -105,9 +115,12 @@ async def compose(settings: Settings, boundary: Boundary | None = None) -> Async
         reconciler = Reconciler(
             database, locks, registry, plans, secret, boundary, create_tries=settings.create_tries
         )
-        sweep = Sweep(database, locks, queue, making, driver)
+        await listening.match()
+        sweep = Sweep(database, locks, queue, waking, listening, driver)
+        sleeping = Sleeping(database, locks, driver, uses)
         await enter(background(work(settings, Dispatch(reconciler).reconcile)))
         await enter(background(sweep.run(settings.sweep_seconds)))
+        await enter(background(sleeping.run(settings.look_seconds)))
         await enter(background(driver.keep_spare()))
         yield Service(
             registrations=[
@@ -121,6 +134,16 @@ async def compose(settings: Settings, boundary: Boundary | None = None) -> Async
             auditor=RemoteAuditor(auth),
             checks={"postgres": database.check},
         )
+
+
+def _listeners(
+    settings: Settings, waking: Waking
+) -> AbstractAsyncContextManager[DatabaseListeners]:
+    return open_listeners(
+        waking,
+        House(local.DATABASE, frozenset(local_database.LOGINS), settings.listener_connections),
+        PortRange(settings.listener_port_first, settings.listener_port_last),
+    )
 
 
 def _for_locks(settings: Settings) -> Settings:

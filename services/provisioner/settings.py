@@ -40,7 +40,15 @@ class Settings(ServiceSettings, PostgresSettings, KeyringSettings):
     database_secret_file: Path = LOCAL_STATE / "secrets/database"
     # Where servers listen; below the ports that the system lends to outgoing connections.
     database_port_first: int = Field(default=20_000, ge=1_024, le=65_535)
-    database_port_last: int = Field(default=31_999, ge=1_024, le=65_535)
+    database_port_last: int = Field(default=25_999, ge=1_024, le=65_535)
+    # Where tenants and deployments reach them: a port for each database, as long as it exists.
+    listener_port_first: int = Field(default=26_000, ge=1_024, le=65_535)
+    listener_port_last: int = Field(default=31_999, ge=1_024, le=65_535)
+    # How many may be connected by these ports at once.
+    listener_connections: int = Field(default=2_000, ge=1)
+    # How often databases that are awake are looked at: how much they hold, and whether anybody
+    # uses them.
+    look_seconds: float = Field(default=5.0, gt=0)
     # The longest that a statement of `reader` or `writer` may take.
     statement_timeout_seconds: float = Field(default=30.0, ge=0.1, le=3_600)
 
@@ -54,4 +62,11 @@ class Settings(ServiceSettings, PostgresSettings, KeyringSettings):
     def _not_below_the_first(cls, last: int, info: ValidationInfo) -> int:
         if last < info.data.get("database_port_first", last):
             raise ValueError("is below BULKHEAD_DATABASE_PORT_FIRST")
+        return last
+
+    @field_validator("listener_port_last")
+    @classmethod
+    def _not_below_its_first(cls, last: int, info: ValidationInfo) -> int:
+        if last < info.data.get("listener_port_first", last):
+            raise ValueError("is below BULKHEAD_LISTENER_PORT_FIRST")
         return last

@@ -5,11 +5,12 @@ from collections.abc import Awaitable
 
 import structlog
 
-from services.provisioner import operation_store, store
+from services.provisioner import operation_store, resource_store, store
 from services.provisioner.domain import LOCK_PATIENCE, DeploymentState
 from services.provisioner.drivers.protocol import DatabaseDriver, DriverError
-from services.provisioner.plans.making import Making
+from services.provisioner.listening import Listening
 from services.provisioner.ports import Locks, Queue
+from services.provisioner.waking import Waking
 from services.shared.errors import BulkheadError
 from services.shared.ids import DeploymentId
 from services.shared.postgres import Database
@@ -25,19 +26,26 @@ class Sweep:
         database: Database,
         locks: Locks,
         queue: Queue,
-        making: Making,
+        waking: Waking,
+        listening: Listening,
         driver: DatabaseDriver,
     ) -> None:
         self._database = database
         self._locks = locks
         self._queue = queue
-        self._making = making
+        self._waking = waking
+        self._listening = listening
         self._driver = driver
 
     async def run(self, seconds: float) -> None:
         """Sweeps at once, and then every `seconds`, for ever."""
         while True:
-            for part in (self.enqueue_neglected, self.start_stopped, self.remove_unwanted):
+            for part in (
+                self.enqueue_neglected,
+                self._listening.match,
+                self.start_stopped,
+                self.remove_unwanted,
+            ):
                 await _attempted(part(), part.__name__)
             await asyncio.sleep(seconds)
 
@@ -48,19 +56,20 @@ class Sweep:
                 await self._queue.enqueue(connection, deployment)
 
     async def start_stopped(self) -> None:
-        """Starts every database that should run and does not."""
+        """Starts every database that should run and does not; those that sleep should not."""
         async with self._database.service() as connection:
-            wanted = await store.ready_deployments_with_database(connection)
+            wanted = await resource_store.awake_databases(connection)
         for deployment in wanted:
-            if await self._driver.exists(deployment) is None:
-                await _attempted(self._start(deployment), "start")
+            if await self._driver.exists(deployment.deployment_id) is None:
+                await _attempted(self._start(deployment.deployment_id), "start")
 
     async def _start(self, deployment_id: DeploymentId) -> None:
         async with self._locks.hold(deployment_id, LOCK_PATIENCE):
+            # Under the lock it is as it says: whoever puts it to sleep writes that down in the end.
             async with self._database.service() as connection:
-                deployment = await store.get_deployment(connection, deployment_id)
-            if deployment is not None and deployment.state is DeploymentState.READY:
-                await self._making.ensure_database(deployment)
+                awake = await resource_store.awake_databases(connection, deployment_id)
+            for deployment in awake:
+                await self._waking.start(deployment)
                 structlog.get_logger().info("database started", deployment_id=deployment_id)
 
     async def remove_unwanted(self) -> None:

@@ -21,20 +21,15 @@ HOST = "127.0.0.1"
 class Listeners:
     """The public ports of all databases that this process listens for."""
 
+    host = HOST
+
     def __init__(self, reception: Reception, ports: PortRange) -> None:
         self._reception = reception
         self._ports = ports
         self._open: dict[DeploymentId, PublicPort] = {}
 
     async def open(self, deployment: DeploymentId, port: int | None) -> int | None:
-        """Returns the port on which the deployment's database is to be reached from now on.
-
-        That is `port`, or a free one when that is None; None when someone else listens there, as
-        another replica on this machine does.
-
-        Raises:
-            DriverError: no port is free.
-        """
+        """Returns the port of the database; see `protocol.DatabaseListeners`."""
         opened = self._open.get(deployment)
         if opened is not None and port in (None, opened.number):
             return opened.number

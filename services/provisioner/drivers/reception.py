@@ -9,7 +9,7 @@ from typing import Protocol
 from services.provisioner.domain import DatabaseAddress
 from services.provisioner.drivers.postgres_wire import CancelRequest, SqlState, Startup, refusal
 from services.provisioner.drivers.relay import ServerEnd
-from services.shared.errors import BulkheadError, NotFoundError, Reason
+from services.shared.errors import BulkheadError, Reason, UnavailableError
 from services.shared.ids import DeploymentId
 
 # Of those who have not said yet who they are.
@@ -18,18 +18,7 @@ _WAKE_SECONDS = 30.0
 _CONNECT_SECONDS = 5.0
 # A server can go to sleep between the moment it is found awake and the moment it is reached.
 _TRIES = 3
-
-_SUSPENDED = refusal(
-    SqlState.CANNOT_CONNECT_NOW,
-    "the deployment of this database is suspended",
-    "resume the deployment, then connect again",
-)
-_GONE = refusal(SqlState.CANNOT_CONNECT_NOW, "the deployment of this database is deleted")
-_NOT_NOW = refusal(
-    SqlState.CANNOT_CONNECT_NOW,
-    "the database could not be started just now",
-    "try again in a moment",
-)
+_LATER = "try again in a moment"
 
 
 class Waker(Protocol):
@@ -137,6 +126,10 @@ async def _connected(address: DatabaseAddress) -> ServerEnd:
 
 def why_not(error: Exception) -> bytes:
     """Returns what to answer when `connected` has raised `error`."""
-    if isinstance(error, BulkheadError) and error.reason is Reason.DEPLOYMENT_SUSPENDED:
-        return _SUSPENDED
-    return _GONE if isinstance(error, NotFoundError) else _NOT_NOW
+    state = SqlState.CANNOT_CONNECT_NOW
+    if not isinstance(error, BulkheadError):
+        return refusal(state, "the database does not answer", _LATER)
+    if error.reason is Reason.DEPLOYMENT_SUSPENDED:
+        return refusal(state, error.message, "resume the deployment, then connect again")
+    passing = isinstance(error, UnavailableError)
+    return refusal(state, error.message, _LATER if passing else "")

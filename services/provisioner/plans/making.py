@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from services.provisioner import store
 from services.provisioner.domain import (
     DatabaseAddress,
     Deployment,
@@ -11,9 +10,11 @@ from services.provisioner.domain import (
     RouteState,
     Step,
 )
-from services.provisioner.drivers.protocol import DatabaseDriver, WantedDatabase
+from services.provisioner.drivers.protocol import DatabaseDriver
+from services.provisioner.listening import Listening
 from services.provisioner.plans.progress import Progress
 from services.provisioner.ports import Registry, Routes
+from services.provisioner.waking import Waking
 from services.provisioner.work import Action, Work
 from services.shared.postgres import Database
 
@@ -22,12 +23,19 @@ class Making:
     """The plan of `OperationKind.CREATE`; it begins anew each time, for what is done is cheap."""
 
     def __init__(
-        self, database: Database, registry: Registry, routes: Routes, driver: DatabaseDriver
+        self,
+        database: Database,
+        registry: Registry,
+        routes: Routes,
+        driver: DatabaseDriver,
+        waking: Waking,
+        listening: Listening,
     ) -> None:
-        self._database = database
         self._registry = registry
         self._routes = routes
         self._driver = driver
+        self._waking = waking
+        self._listening = listening
         self._progress = Progress(database)
 
     def steps(self, operation: Operation) -> Sequence[tuple[Step, Action]]:  # noqa: ARG002 it begins anew
@@ -68,21 +76,11 @@ class Making:
         await self._progress.ready(work.deployment, ResourceKind.ROUTE)
 
     async def ensure_database(self, deployment: Deployment) -> DatabaseAddress:
-        """Returns where the deployment's database runs.
+        """Returns where the deployment's database runs, made if it was not, and listened for.
 
         Raises:
             DriverError: it does not run.
+            UnavailableError: no port could be found, or written down.
         """
-        address = await self._driver.ensure(
-            WantedDatabase(
-                deployment.deployment_id,
-                deployment.generation,
-                deployment.open_generations,
-                deployment.storage_bytes,
-                deployment.database_port,
-            )
-        )
-        if address.port != deployment.database_port:
-            async with self._database.tenant(deployment.tenant_id) as connection:
-                await store.set_database_port(connection, deployment.deployment_id, address.port)
-        return address
+        await self._listening.open(deployment)
+        return await self._waking.make(deployment)

@@ -8,9 +8,11 @@ from services.provisioner.domain import DatabaseRole
 from services.provisioner.rpc.messages import ROLES, own_or_named
 from services.provisioner.rpc.part import Part
 from services.shared.errors import InvalidFieldError, PermissionDeniedError, Reason
-from services.shared.principal import current_principal
+from services.shared.principal import current_caller, current_principal
 
 _WRITE_SCOPE = "db:write"
+# Who reaches the servers themselves; everybody else is listened to.
+_IN_MESH = "app_proxy"
 
 
 class DatabasesRpc(Part):
@@ -30,7 +32,9 @@ class DatabasesRpc(Part):
                 metadata={"scope": _WRITE_SCOPE},
             )
         asked = own_or_named(principal, request.deployment_id)
-        found = await self.service.databases.connection(principal.tenant, asked, role)
+        found = await self.service.databases.connection(
+            principal.tenant, asked, role, in_mesh=current_caller().peer == _IN_MESH
+        )
         return pb2.GetDatabaseConnectionResponse(
             host=found.address.host,
             port=found.address.port,
@@ -39,3 +43,11 @@ class DatabasesRpc(Part):
             password=found.password,
             uri=found.uri,
         )
+
+    async def WakeDatabase(
+        self, request: pb2.WakeDatabaseRequest, context: Any
+    ) -> pb2.WakeDatabaseResponse:
+        principal = current_principal()
+        asked = own_or_named(principal, request.deployment_id)
+        await self.service.databases.wake(principal.tenant, asked)
+        return pb2.WakeDatabaseResponse()
