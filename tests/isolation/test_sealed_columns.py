@@ -5,9 +5,9 @@ this fails because nothing is in it.
 """
 
 import itertools
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 from bulkhead.auth.v1 import auth_service_pb2 as auth_pb2
@@ -16,89 +16,45 @@ from bulkhead.common.v1 import error_reason_pb2
 from bulkhead.credentials.v1 import credentials_service_pb2 as pb2
 from bulkhead.credentials.v1.credentials_service_pb2_grpc import CredentialsServiceStub
 
-from services.credentials.settings import Settings
 from services.shared.crypto import (
     DataKeyId,
     KekId,
     KeyBinding,
-    KeyEncryptionKeys,
     Place,
     TenantCipher,
     UnreadableError,
 )
-from services.shared.data_keys import DataKeys
 from services.shared.ids import TenantId
-from services.shared.keyring import open_keyring
-from services.shared.postgres import Connection, Database, connect, open_database
+from services.shared.postgres import Connection, connect
 from services.shared.settings import PostgresSettings
-from tests.databases import SERVICES
 from tests.mesh import ALL, Customer, Mesh, bearer, fresh_id
 from tests.provider_double import ProviderDouble
-from tests.providers import LOOPBACK, OWN_REDIRECT, allowed
+from tests.vaults import (
+    COLUMNS,
+    ENCRYPTING,
+    SEALED,
+    WRAPPED,
+    Vault,
+    fill_credentials,
+    fill_provisioner,
+    open_vault,
+)
 
-SEALED, WRAPPED = "sealed", "wrapped"
-# Bytes of credentials that are not encrypted, and why they need not be.
+# Bytes of services that encrypt, which are not encrypted, or otherwise, and why they may be so.
 NOT_SECRET = {
-    ("connections", "request_digest"): "a hash of a request under the tenant's data key",
-    ("authorizations", "request_digest"): "the same",
-    ("authorizations", "state_digest"): "SHA-256 of 256 random bits that are used once",
+    "credentials": {
+        ("connections", "request_digest"): "a hash of a request under the tenant's data key",
+        ("authorizations", "request_digest"): "the same",
+        ("authorizations", "state_digest"): "SHA-256 of 256 random bits that are used once",
+    },
+    "provisioner": {
+        ("certificates", "token_digest"): "SHA-256 of 256 random bits",
+        ("operations", "sealed_key"): "sealed for the operation, under the master secret",
+        ("pgqueuer", "payload"): "a deployment's or a tenant's id",
+        ("tombstones", "sealed_key"): "as that of operations: the tenant's data key is shredded",
+        ("tombstones", "token_digest"): "SHA-256 of at least 32 characters that are random",
+    },
 }
-_COLUMNS = """
-    SELECT table_name, column_name, domain_name FROM information_schema.columns
-    WHERE table_schema = 'public' AND (domain_name = ANY($1) OR udt_name = 'bytea')
-    ORDER BY table_name, column_name
-"""
-_PRIMARY_KEY = """
-    SELECT column_name FROM information_schema.table_constraints
-    JOIN information_schema.key_column_usage USING (constraint_name, table_schema, table_name)
-    WHERE constraint_type = 'PRIMARY KEY' AND table_schema = 'public' AND table_name = $1
-    ORDER BY ordinal_position
-"""
-
-
-@dataclass(frozen=True)
-class Kept:
-    """One ciphertext and where it is."""
-
-    tenant: str
-    place: Place
-    sealed: bytes
-
-
-@dataclass(frozen=True)
-class Vault:
-    """The database of credentials, the data keys of its tenants, and whose they are."""
-
-    database: Database
-    keks: KeyEncryptionKeys
-    data_keys: DataKeys
-    tenants: tuple[Customer, Customer]
-
-    async def ciphers(self) -> dict[str, TenantCipher]:
-        """Returns the tenants' ciphers."""
-        ids = [TenantId(tenant.tenant_id) for tenant in self.tenants]
-        return {tenant: await self.data_keys.cipher(tenant) for tenant in ids}
-
-    async def columns(self, domain: str) -> list[tuple[str, str]]:
-        """Returns tables and columns of that type."""
-        rows = await self.database.pool.fetch(_COLUMNS, [domain])
-        return [(row[0], row[1]) for row in rows if row["domain_name"] == domain]
-
-    async def kept(self) -> list[Kept]:
-        """Returns everything that is sealed for the two tenants."""
-        columns = await self.columns(SEALED)
-        return [one for table, column in columns for one in await self._kept(table, column)]
-
-    async def _kept(self, table: str, column: str) -> list[Kept]:
-        async with self.database.service() as connection:
-            names = [row[0] for row in await connection.fetch(_PRIMARY_KEY, table)]
-            key = " || '/' || ".join(f'"{name}"' for name in names)
-            rows = await connection.fetch(
-                f'SELECT tenant_id, {key} AS row, "{column}" AS sealed FROM "{table}"'
-                f' WHERE "{column}" IS NOT NULL AND tenant_id = ANY($1)',
-                [tenant.tenant_id for tenant in self.tenants],
-            )
-        return [Kept(row[0], Place(table, row[1], column), row[2]) for row in rows]
 
 
 def postgres_of(mesh: Mesh, service: str) -> PostgresSettings:
@@ -108,72 +64,40 @@ def postgres_of(mesh: Mesh, service: str) -> PostgresSettings:
 
 
 @pytest.fixture(scope="module")
-async def vault(mesh: Mesh, provider: ProviderDouble) -> AsyncIterator[Vault]:
-    """Two tenants, with two rows of everything that there can be two of."""
+async def vaults(mesh: Mesh, provider: ProviderDouble) -> AsyncIterator[Mapping[str, Vault]]:
+    """Of each service that encrypts: two tenants, with two rows of whatever there can be two of."""
     tenants = await mesh.customer(), await mesh.customer()
     for tenant in tenants:
-        await fill(mesh.stub(CredentialsServiceStub, "credentials"), tenant, provider)
-    settings = mesh.settings["credentials"]
-    assert isinstance(settings, Settings)
+        await fill_credentials(mesh, tenant, provider)
+        await fill_provisioner(mesh, tenant)
     async with AsyncExitStack() as stack:
-        migrations = SERVICES / "credentials" / "migrations"
-        database = await stack.enter_async_context(
-            open_database(settings, "credentials", migrations)
-        )
-        keks = await stack.enter_async_context(open_keyring(settings))
-        yield Vault(database, keks, DataKeys(database, keks), tenants)
+        yield {
+            service: await stack.enter_async_context(open_vault(mesh, service, tenants))
+            for service in ENCRYPTING
+        }
 
 
-async def fill(stub: CredentialsServiceStub, tenant: Customer, provider: ProviderDouble) -> None:
-    presented = bearer(tenant.key)
-    await stub.SetWebhook(pb2.SetWebhookRequest(url="https://hooks.example"), metadata=presented)
-    for number in range(2):
-        await stub.CreateConnection(
-            pb2.CreateConnectionRequest(
-                request_id=fresh_id(),
-                provider="github",
-                name="static",
-                static_token=pb2.StaticToken(token=f"{tenant.tenant_id}-{number}"),
-            ),
-            metadata=presented,
-        )
-        begun = await stub.StartAuthorization(asked("allowed", provider), metadata=presented)
-        state, code = await allowed(begun.authorization_url)
-        await stub.CompleteAuthorization(
-            pb2.CompleteAuthorizationRequest(state=state, code=code), metadata=presented
-        )
-        # Once more, and nobody allows it: what it needs to end stays.
-        await stub.StartAuthorization(asked("asked", provider), metadata=presented)
-
-
-def asked(name: str, provider: ProviderDouble) -> pb2.StartAuthorizationRequest:
-    """Returns a request with an OAuth client of the tenant's own."""
-    return pb2.StartAuthorizationRequest(
-        request_id=fresh_id(),
-        provider=LOOPBACK,
-        name=name,
-        redirect_url=OWN_REDIRECT,
-        client_id=provider.client.client_id,
-        client_secret=provider.client.client_secret,
-    )
+@pytest.fixture(params=ENCRYPTING)
+def vault(vaults: Mapping[str, Vault], request: pytest.FixtureRequest) -> Vault:
+    return vaults[request.param]
 
 
 @pytest.mark.promise("P-09")
-async def test_what_is_encrypted_is_in_credentials_alone_and_everything_else_is_accounted_for(
+async def test_what_is_encrypted_is_attacked_here_and_everything_else_is_accounted_for(
     mesh: Mesh,
 ) -> None:
     for service in ALL:
         connection = await connect(postgres_of(mesh, service))
         try:
-            rows = await connection.fetch(_COLUMNS, [SEALED, WRAPPED])
+            rows = await connection.fetch(COLUMNS, [SEALED, WRAPPED])
         finally:
             await connection.close()
         encrypted = {(row[0], row[1]) for row in rows if row["domain_name"] in {SEALED, WRAPPED}}
         # Who encrypts elsewhere attacks it here too.
-        assert bool(encrypted) == (service == "credentials"), (service, encrypted)
-        if service == "credentials":
+        assert bool(encrypted) == (service in ENCRYPTING), (service, encrypted)
+        if encrypted:
             plain = {(row[0], row[1]) for row in rows} - encrypted
-            assert plain == set(NOT_SECRET), "encrypt it, or say why it need not be"
+            assert plain == set(NOT_SECRET[service]), "encrypt it, or say why it need not be"
 
 
 @pytest.mark.promise("P-09")
@@ -185,7 +109,7 @@ async def test_every_encrypted_column_has_rows_to_attack(vault: Vault) -> None:
         for tenant in vault.tenants:
             count = sum(one.tenant == tenant.tenant_id for one in rows)
             assert count >= (1 if alone and rows else 2), (
-                f"{table}.{column} holds {count} ciphertexts of a tenant: make `fill` put"
+                f"{table}.{column} holds {count} ciphertexts of a tenant: make its filler put"
                 " two there, so that they can be swapped"
             )
 
@@ -273,9 +197,10 @@ async def test_no_wrapped_data_key_opens_for_another_tenant_or_under_another_key
 @pytest.mark.promise("P-09")
 @pytest.mark.parametrize("name", ["static", "allowed"])
 async def test_a_vend_of_a_row_that_was_tampered_with_gives_nobodys_token(
-    mesh: Mesh, vault: Vault, name: str
+    mesh: Mesh, vaults: Mapping[str, Vault], name: str
 ) -> None:
     """The same through the API: what is vended is one's own, or nothing."""
+    vault = vaults["credentials"]
     table, column = {
         "static": ("connections", "sealed_secret"),
         "allowed": ("access_tokens", "sealed_token"),
