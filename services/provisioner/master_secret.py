@@ -33,6 +33,10 @@ class MasterSecret:
         """Returns the password for `use`: 256 bits in 43 characters of the base64url alphabet."""
         return base64.urlsafe_b64encode(self._derived("password", *use)).rstrip(b"=").decode()
 
+    def key(self, *use: str) -> bytes:
+        """Returns the key for `use`: 256 bits."""
+        return self._derived("key", *use)
+
     def salt(self, *use: str) -> bytes:
         """Returns the salt for `use`: the same each time, so that verifiers can be compared."""
         return self._derived("salt", *use)[:_SALT_BYTES]

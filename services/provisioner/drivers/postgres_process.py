@@ -45,6 +45,7 @@ __all__ = [
     "binaries",
     "clone",
     "destroy",
+    "end_remains",
     "ensure_spare",
     "ensure_template",
     "free_port",
@@ -129,9 +130,7 @@ async def start(
         if running(directory) is not None:
             return await _await_ready(directory, None, patience)
         if (directory / _PID_FILE).exists():
-            # It died without cleaning up, and its children may have outlived it for a moment.
-            await _end(directory, ())
-            (directory / _PID_FILE).unlink(missing_ok=True)
+            await end_remains(directory)
         _start_log(directory)
         pid = await asyncio.to_thread(_launch, directory, port, settings, lock)
         return await _await_ready(directory, pid, patience)
@@ -157,6 +156,18 @@ async def destroy(directory: Path) -> None:
         await _end(directory, (signal.SIGQUIT,))
         await asyncio.to_thread(_remove, directory)
         lock.file.unlink(missing_ok=True)
+
+
+async def end_remains(directory: Path) -> None:
+    """Ends what has outlived the server of `directory`; call it with the lock held.
+
+    A server that died without cleaning up can leave its children behind for a moment.
+
+    Raises:
+        ServerError: something of it would not end.
+    """
+    await _end(directory, ())
+    (directory / _PID_FILE).unlink(missing_ok=True)
 
 
 def _remove(directory: Path) -> None:

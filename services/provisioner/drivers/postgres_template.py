@@ -8,10 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from services.provisioner.drivers.folder_lock import Held, locked
 from services.provisioner.drivers.postgres_install import binaries
 from services.provisioner.drivers.server_command import LOCALE, give, run
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,7 @@ async def ensure_template(home: Path, blueprint: Blueprint) -> Path:
     """
     template = home / blueprint.name
     async with locked(template) as lock:
-        await _to_its_end(partial(_initialize, template, blueprint, lock))
+        await to_its_end(partial(_initialize, template, blueprint, lock))
     return template
 
 
@@ -58,7 +61,7 @@ async def ensure_spare(template: Path) -> Path:
     """
     spare = spare_of(template)
     async with locked(spare) as lock:
-        await _to_its_end(partial(_copy, template, spare, lock))
+        await to_its_end(partial(_copy, template, spare, lock))
     return spare
 
 
@@ -74,7 +77,7 @@ async def clone(template: Path, target: Path) -> None:
     async with locked(target) as lock:
         async with locked(spare):
             _take(spare, target)
-        await _to_its_end(partial(_copy, template, target, lock))
+        await to_its_end(partial(_copy, template, target, lock))
 
 
 def spare_of(template: Path) -> Path:
@@ -87,11 +90,11 @@ def partial_of(target: Path) -> Path:
     return target.with_name(f".{target.name}.partial")
 
 
-async def _to_its_end(work: Callable[[], None]) -> None:
+async def to_its_end(work: Callable[[], Result]) -> Result:
     """Does `work` in a thread; who is cancelled meanwhile holds the folder until it has ended."""
     thread = asyncio.ensure_future(asyncio.to_thread(work))
     try:
-        await asyncio.shield(thread)
+        return await asyncio.shield(thread)
     finally:
         await asyncio.gather(thread, return_exceptions=True)
 
@@ -118,7 +121,7 @@ def _initialize(template: Path, blueprint: Blueprint, lock: Held) -> None:
     _run_initdb(half, blueprint, lock)
     (half / "pg_hba.conf").write_text(blueprint.access)
     for database, script in blueprint.scripts:
-        _run_single_user(half, database, script, lock)
+        run_single_user(half, database, script, lock)
     half.rename(template)
 
 
@@ -159,13 +162,27 @@ def _secret_file(file: Path, secret: str) -> Iterator[Path]:
         file.unlink()
 
 
-def _run_single_user(directory: Path, database: str, script: str, lock: Held) -> None:
-    """Runs `script` without a server: a statement ends with a semicolon before an empty line."""
+def run_single_user(
+    directory: Path, database: str, script: str, lock: Held, *, durable: bool = False
+) -> None:
+    """Runs `script` without a server: a statement ends with a semicolon before an empty line.
+
+    Args:
+        directory: a server's, which does not run; it is made whole first if it was not left so.
+        database: where the script runs.
+        script: the statements.
+        lock: held as long as they run.
+        durable: what they wrote outlives a failure of the machine.
+
+    Raises:
+        ServerError: a statement failed.
+    """
+    sync = "on" if durable else "off"
     run(
         (
             str(binaries() / "postgres"),
             *("--single", "-j", "-D", str(directory)),
-            *("-c", "exit_on_error=on", "-c", "fsync=off", "-c", "log_statement=none"),
+            *("-c", "exit_on_error=on", "-c", f"fsync={sync}", "-c", "log_statement=none"),
             database,
         ),
         lock,
