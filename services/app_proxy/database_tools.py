@@ -87,7 +87,7 @@ class DatabaseTools:
     async def _run_list_tables(self, guest: Guest, arguments: Arguments) -> ToolAnswer:
         _only(arguments)
         try:
-            tables, cut = await self._catalogue.tables(_owner(guest))
+            tables, cut = await self._catalogue.tables(owner_of(guest))
         except StatementError as error:
             raise failed(error.failure) from error
         return ToolAnswer({"tables": [asdict(table) for table in tables], "truncated": cut})
@@ -98,7 +98,7 @@ class DatabaseTools:
         if schema is not None and not isinstance(schema, str):
             raise _wrong("schema", "must be a string")
         try:
-            table = await self._catalogue.table(_owner(guest), name, schema)
+            table = await self._catalogue.table(owner_of(guest), name, schema)
         except StatementError as error:
             raise failed(error.failure) from error
         if table is None:
@@ -117,7 +117,7 @@ class DatabaseTools:
         if params is not None and not isinstance(params, list):
             raise _wrong("params", "must be an array of values for $1, $2, …")
         try:
-            result = await run(_owner(guest), _text(arguments, "sql"), params or [])
+            result = await run(owner_of(guest), _text(arguments, "sql"), params or [])
         except StatementError as error:
             raise failed(error.failure) from error
         return _answer(result)
@@ -133,9 +133,10 @@ def failed(failure: Failure) -> ToolFailure:
     return ToolFailure("\n".join(lines), {"error": details})
 
 
-def _owner(guest: Guest) -> Owner:
+def owner_of(guest: Guest) -> Owner:
+    """Returns whose database the guest works with."""
     # The route's deployment and the key's are the same: the door compared them.
-    return Owner(guest.route.deployment_id, guest.key)
+    return Owner(guest.route.deployment_id, guest.key, guest.route.database_generation)
 
 
 def _answer(result: Result) -> ToolAnswer:

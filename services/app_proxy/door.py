@@ -116,6 +116,18 @@ def not_running(route: Route) -> Refusal | None:
                 "Its operation says why; delete it or create another.",
                 retry_after=_FAILED_RETRY_SECONDS,
             )
+        case RouteState.SUSPENDED:
+            return suspended()
+
+
+def suspended() -> Refusal:
+    """Returns the refusal of a deployment that is suspended: no waiting ends that."""
+    return Refusal(
+        402,
+        Reason.DEPLOYMENT_SUSPENDED,
+        "The deployment is suspended",
+        "It will answer again when its owner resumes it.",
+    )
 
 
 def unknown_host() -> Refusal:

@@ -10,6 +10,7 @@ from services.app_proxy.rate_limit_headers import rate_limit_headers
 
 _PROBLEM = "application/problem+json"
 _HTML = "text/html"
+_OF_STATES = (402, 503)
 _MACHINE = ("application/json", _PROBLEM, "text/event-stream")
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>{refresh}
@@ -33,7 +34,7 @@ def answer_to(refusal: Refusal, accept: str | None) -> HttpAnswer:
 
     Only a deployment's state has a page: every other refusal is for a program to read.
     """
-    page = refusal.status == 503 and prefers_html(accept)  # noqa: PLR2004 the status itself
+    page = refusal.status in _OF_STATES and prefers_html(accept)
     headers = {
         "content-type": f"{_HTML}; charset=utf-8" if page else _PROBLEM,
         "cache-control": "no-store",

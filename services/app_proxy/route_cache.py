@@ -20,6 +20,8 @@ _NOBODY = b"-"
 # knows the same.
 _PATIENCE_SECONDS: Final = 0.25
 _WITHOUT_SECONDS: Final = 1.0
+# Commands under way at once, of the client's connections.
+_LANES: Final = 8
 
 
 class ValkeyRouteCache:
@@ -70,6 +72,16 @@ class ValkeyRouteCache:
     async def forget(self, host: str) -> None:
         """Remembers for a while that `host` is nobody's, over anything else."""
         await self.write(host, None)
+
+    async def forget_all(self, hosts: Sequence[str]) -> None:
+        """Remembers for a while that none of `hosts` is anybody's, over anything else."""
+        lanes = asyncio.Semaphore(_LANES)
+
+        async def forget(host: str) -> None:
+            async with lanes:
+                await self.forget(host)
+
+        await asyncio.gather(*(forget(host) for host in hosts))
 
     async def check(self) -> None:
         """Returns when Valkey answers; raises UnavailableError when it does not."""
@@ -123,4 +135,6 @@ def _route(fields: dict[str, Any]) -> Route:
         state=RouteState(fields["state"]),
         name=str(fields["name"]),
         mcp=fields["mcp"] is True,
+        # What was remembered by an earlier version has none.
+        database_generation=int(fields.get("database_generation", 0)),
     )

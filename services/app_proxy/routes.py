@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 
 from services.shared.errors import InvalidFieldError
@@ -19,6 +20,7 @@ class RouteState(StrEnum):
     STARTING = "starting"
     RUNNING = "running"
     FAILED = "failed"
+    SUSPENDED = "suspended"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,16 @@ class Route:
     state: RouteState
     name: str
     mcp: bool
+    # Of the database's passwords; it grows.
+    database_generation: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Erased:
+    """What stays of a tenant: when it was erased, and how many routes it had."""
+
+    erased_at: datetime
+    routes: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,17 @@ class RoutingServicer(RoutingServiceServicer):
         await self._routing.delete(current_principal().tenant, DeploymentId(deployment))
         return pb.DeleteRouteResponse()
 
+    async def EraseTenant(
+        self,
+        request: pb.EraseTenantRequest,
+        context: Any,
+    ) -> pb.EraseTenantResponse:
+        """Deletes every route of the tenant, for good."""
+        erased = await self._routing.erase(current_principal().tenant)
+        answer = pb.EraseTenantResponse(routes=erased.routes)
+        answer.erase_time.FromDatetime(erased.erased_at)
+        return answer
+
 
 def _route(message: pb.Route, tenant: TenantId) -> Route:
     deployment = text("route.deployment_id", message.deployment_id, most=_MOST_ID_CHARACTERS)
@@ -54,13 +65,20 @@ def _route(message: pb.Route, tenant: TenantId) -> Route:
         state=_state(message.state),
         name=text("route.name", message.name, most=_MOST_NAME_CHARACTERS),
         mcp=message.mcp,
+        database_generation=_generation(message.database_generation),
     )
+
+
+def _generation(value: int) -> int:
+    if value < 0:
+        raise InvalidFieldError("route.database_generation", "must not be negative")
+    return value
 
 
 def _state(value: "pb.RouteState.ValueType") -> RouteState:
     known = {pb.RouteState.Value(f"ROUTE_STATE_{state.name}"): state for state in RouteState}
     if value not in known:
-        raise InvalidFieldError("route.state", "must be STARTING, RUNNING or FAILED")
+        raise InvalidFieldError("route.state", "must be STARTING, RUNNING, FAILED or SUSPENDED")
     return known[value]
 
 
@@ -71,4 +89,5 @@ def _message(route: Route) -> pb.Route:
         state=pb.RouteState.Value(f"ROUTE_STATE_{route.state.name}"),
         name=route.name,
         mcp=route.mcp,
+        database_generation=route.database_generation,
     )

@@ -1,7 +1,7 @@
 """The use cases: routes as the provisioner writes them, and the check of each request."""
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -21,13 +21,14 @@ from services.app_proxy.door import (
     unavailable,
     unknown_host,
 )
-from services.app_proxy.routes import Remembered, Route, host_of, routable_host
+from services.app_proxy.routes import Erased, Remembered, Route, host_of, routable_host
 from services.shared.errors import NotFoundError, UnavailableError
 from services.shared.ids import DeploymentId, TenantId
 from services.shared.keyformat import DEFAULT_PREFIX, digest, well_formed
 from services.shared.principal import Principal
 
 Forget = Callable[[str], Awaitable[None]]
+ForgetAll = Callable[[Sequence[str]], Awaitable[None]]
 Write = Callable[[str, Route | None], Awaitable[None]]
 
 
@@ -48,6 +49,10 @@ class RouteRows(Protocol):
 
     async def delete(self, tenant: TenantId, deployment_id: DeploymentId, forget: Forget) -> None:
         """Deletes the tenant's own route, having called `forget` with its host."""
+        ...
+
+    async def erase(self, tenant: TenantId, forget_all: ForgetAll) -> Erased:
+        """Deletes all routes of the tenant, having called `forget_all` with their hosts."""
         ...
 
     async def publish(self, host: str, write: Write) -> None:
@@ -72,6 +77,10 @@ class RouteCache(Protocol):
 
     async def forget(self, host: str) -> None:
         """Remembers for a while that `host` is nobody's, over anything else."""
+        ...
+
+    async def forget_all(self, hosts: Sequence[str]) -> None:
+        """Remembers for a while that none of `hosts` is anybody's, over anything else."""
         ...
 
 
@@ -132,6 +141,16 @@ class Routing:
             UnavailableError: a store is away; repeating it is safe and needed.
         """
         await self._rows.delete(tenant, deployment_id, self._cache.forget)
+
+    async def erase(self, tenant: TenantId) -> Erased:
+        """Deletes every route of the tenant; its hosts are unknown to every replica at the return.
+
+        None can be put again (P-39). Asked again, it answers the same.
+
+        Raises:
+            UnavailableError: a store is away; repeating it is safe and needed.
+        """
+        return await self._rows.erase(tenant, self._cache.forget_all)
 
     async def find(self, host: str) -> Route | None:
         """Returns whoever's route of `host`: remembered, or read and then remembered."""

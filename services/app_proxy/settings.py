@@ -4,8 +4,8 @@ from pathlib import Path
 
 from pydantic import Field
 
-from services.app_proxy.database.pools import PoolLimits
 from services.app_proxy.database.results import Caps
+from services.app_proxy.database.sessions import PoolLimits
 from services.app_proxy.web_middleware import Bounds
 from services.shared.settings import (
     LOCAL_PKI,

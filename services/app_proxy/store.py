@@ -4,8 +4,8 @@ from typing import Any
 
 import asyncpg
 
-from services.app_proxy.routes import Route, RouteState
-from services.app_proxy.service import Forget, Write
+from services.app_proxy.routes import Erased, Route, RouteState
+from services.app_proxy.service import Forget, ForgetAll, Write
 from services.shared.errors import AlreadyExistsError, NotFoundError, Reason
 from services.shared.ids import DeploymentId, TenantId
 from services.shared.postgres import Connection, Database
@@ -65,11 +65,62 @@ class RouteStore:
                     "DELETE FROM routes WHERE deployment_id = $1", deployment_id
                 )
 
+    async def erase(self, tenant: TenantId, forget_all: ForgetAll) -> Erased:
+        """Deletes all routes of the tenant, having called `forget_all` with their hosts.
+
+        Forgotten before the commit, as when one is deleted. No route can be put from then on.
+        """
+        async with self._database.tenant(tenant) as connection:
+            if (done := await _bury(connection, tenant)) is not None:
+                return done
+            hosts = await _locked_hosts(connection, tenant)
+            await forget_all(hosts)
+            await connection.execute("DELETE FROM routes WHERE tenant_id = $1", tenant)
+            row = await connection.fetchrow(
+                "UPDATE tombstones SET routes = $2 WHERE tenant_id = $1"
+                " RETURNING erased_at, routes",
+                tenant,
+                len(hosts),
+            )
+        assert row is not None  # noqa: S101 the same transaction wrote it
+        return Erased(row["erased_at"], row["routes"])
+
     async def publish(self, host: str, write: Write) -> None:
         """Calls `write` with the present route of `host`, one publisher of a host at a time."""
         async with self._database.service() as connection:
             await _lock(connection, host)
             await write(host, await _select(connection, host))
+
+
+async def _bury(connection: Connection, tenant: TenantId) -> Erased | None:
+    """Lets no route of the tenant be put any more; returns what it had if it is erased already."""
+    await connection.execute(
+        "SELECT pg_advisory_xact_lock(hashtextextended('erasure ' || $1, 0))", tenant
+    )
+    status = await connection.execute(
+        "INSERT INTO tombstones (tenant_id) VALUES ($1) ON CONFLICT DO NOTHING", tenant
+    )
+    if status == "INSERT 0 1":
+        return None
+    row = await connection.fetchrow(
+        "SELECT erased_at, routes FROM tombstones WHERE tenant_id = $1", tenant
+    )
+    assert row is not None  # noqa: S101 it is why nothing was inserted
+    return Erased(row["erased_at"], row["routes"])
+
+
+async def _locked_hosts(connection: Connection, tenant: TenantId) -> list[str]:
+    """Returns the hosts of the tenant's routes; nothing is published of any until the commit."""
+    rows = await connection.fetch(
+        "SELECT host FROM routes WHERE tenant_id = $1 ORDER BY host FOR UPDATE", tenant
+    )
+    hosts = [str(row["host"]) for row in rows]
+    await connection.execute(
+        "SELECT pg_advisory_xact_lock(hashtextextended('route:' || host, 0))"
+        " FROM unnest($1::text[]) WITH ORDINALITY AS every (host, place) ORDER BY place",
+        hosts,
+    )
+    return hosts
 
 
 async def _host_for_update(connection: Connection, deployment_id: DeploymentId) -> str | None:
@@ -87,22 +138,26 @@ async def _lock(connection: Connection, host: str) -> None:
 
 async def _upsert(connection: Connection, route: Route) -> None:
     await connection.execute(
-        "INSERT INTO routes (deployment_id, tenant_id, host, state, name, mcp)"
-        " VALUES ($1, $2, $3, $4, $5, $6)"
+        "INSERT INTO routes"
+        " (deployment_id, tenant_id, host, state, name, mcp, database_generation)"
+        " VALUES ($1, $2, $3, $4, $5, $6, $7)"
         " ON CONFLICT (deployment_id) DO UPDATE SET host = excluded.host,"
-        " state = excluded.state, name = excluded.name, mcp = excluded.mcp, updated_at = now()",
+        " state = excluded.state, name = excluded.name, mcp = excluded.mcp,"
+        " database_generation = excluded.database_generation, updated_at = now()",
         route.deployment_id,
         route.tenant_id,
         route.host,
         route.state.value,
         route.name,
         route.mcp,
+        route.database_generation,
     )
 
 
 async def _select(connection: Connection, host: str) -> Route | None:
     row = await connection.fetchrow(
-        "SELECT deployment_id, tenant_id, host, state, name, mcp FROM routes WHERE host = $1",
+        "SELECT deployment_id, tenant_id, host, state, name, mcp, database_generation"
+        " FROM routes WHERE host = $1",
         host,
     )
     return _route(row) if row is not None else None
@@ -116,4 +171,5 @@ def _route(row: Any) -> Route:
         state=RouteState(row["state"]),
         name=row["name"],
         mcp=row["mcp"],
+        database_generation=row["database_generation"],
     )

@@ -17,14 +17,15 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from services.app_proxy.database.catalogue import Catalogue
-from services.app_proxy.database.executor import Owner
 from services.app_proxy.database.failures import StatementError
+from services.app_proxy.database_tools import owner_of
 from services.app_proxy.documents import llms_txt, manifest
 from services.app_proxy.door import (
     Guest,
     Refusal,
     Visit,
     forbidden,
+    suspended,
     unavailable,
     unknown_path,
 )
@@ -34,7 +35,7 @@ from services.app_proxy.schema import Schema
 from services.app_proxy.service import Door
 from services.app_proxy.tools import Tool, Toolbox
 from services.app_proxy.web_middleware import Bounded, Bounds, Observed, refused
-from services.shared.errors import BulkheadError, PermissionDeniedError, UnavailableError
+from services.shared.errors import BulkheadError, PermissionDeniedError, Reason, UnavailableError
 
 _SCHEMA_SCOPE = "db:read"
 
@@ -164,9 +165,9 @@ class Documents:
         if not guest.principal.permits(_SCHEMA_SCOPE):
             return refused(forbidden(_SCHEMA_SCOPE), request)
         try:
-            schema = await self._catalogue.schema(Owner(guest.route.deployment_id, guest.key))
+            schema = await self._catalogue.schema(owner_of(guest))
         except (BulkheadError, StatementError) as error:
-            return refused(_refusal(error), request)
+            return refused(refusal_of(error), request)
         tools = await self._toolbox.listed(guest)
         names = "-".join(tool.name for tool in tools)
         headers = {"etag": f'"{schema.fingerprint}-{names}"', "cache-control": "private, no-cache"}
@@ -182,9 +183,13 @@ def _visit(request: Request) -> Visit:
     return Visit(hosts[0] if len(hosts) == 1 else "", authorization)
 
 
-def _refusal(error: BulkheadError | StatementError) -> Refusal:
+def refusal_of(error: BulkheadError | StatementError) -> Refusal:
+    """Returns how it is said that the schema cannot be read."""
     if isinstance(error, PermissionDeniedError):
         return forbidden(_SCHEMA_SCOPE)
+    if isinstance(error, BulkheadError) and error.reason is Reason.DEPLOYMENT_SUSPENDED:
+        # Suspended since the door looked.
+        return suspended()
     if isinstance(error, UnavailableError | StatementError):
         known = error if isinstance(error, UnavailableError) else UnavailableError("the database")
         return unavailable(known)

@@ -21,7 +21,13 @@ from services.app_proxy.door import (
 )
 from services.app_proxy.problems import answer_to, prefers_html
 from services.app_proxy.routes import Route, RouteState, host_of, routable_host
-from services.shared.errors import InvalidFieldError, UnavailableError
+from services.app_proxy.web import refusal_of
+from services.shared.errors import (
+    FailedPreconditionError,
+    InvalidFieldError,
+    Reason,
+    UnavailableError,
+)
 from services.shared.ids import DeploymentId, KeyId, TenantId
 from services.shared.principal import KeyKind, Plan, Principal
 
@@ -163,6 +169,15 @@ def test_a_route_says_its_state() -> None:
     )
     assert failed is not None
     assert (failed.status, failed.reason, failed.retry_after) == (503, "OPERATION_FAILED", 60)
+    suspended = not_running(route(RouteState.SUSPENDED))
+    assert suspended is not None
+    assert (suspended.status, suspended.reason) == (402, "DEPLOYMENT_SUSPENDED")
+    assert suspended.retry_after is None
+
+
+def test_what_the_provisioner_says_of_a_suspended_database_is_said_as_the_door_says_it() -> None:
+    late = FailedPreconditionError("the deployment is suspended", Reason.DEPLOYMENT_SUSPENDED)
+    assert refusal_of(late) == not_running(route(RouteState.SUSPENDED))
 
 
 @pytest.mark.promise("P-05")
@@ -211,6 +226,10 @@ def test_a_browser_gets_a_page_of_a_state_and_a_program_a_problem() -> None:
     assert page.headers["retry-after"] == problem.headers["retry-after"] == "1"
     assert page.body.startswith("<!doctype html>")
     assert json.loads(problem.body)["reason"] == "DEPLOYMENT_NOT_READY"
+    suspended = not_running(route(RouteState.SUSPENDED))
+    assert suspended is not None
+    assert answer_to(suspended, BROWSER).body.startswith("<!doctype html>")
+    assert json.loads(answer_to(suspended, None).body)["status"] == 402
     assert answer_to(key_invalid(), BROWSER).headers["content-type"] == "application/problem+json"
 
 

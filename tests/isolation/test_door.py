@@ -229,14 +229,15 @@ async def test_a_request_without_anything_is_refused_not_an_error(street: Street
 
 
 @pytest.mark.parametrize(
-    ("state", "reason", "wait"),
+    ("state", "status", "reason", "wait"),
     [
-        (routing_pb2.ROUTE_STATE_STARTING, "DEPLOYMENT_NOT_READY", "1"),
-        (routing_pb2.ROUTE_STATE_FAILED, "OPERATION_FAILED", "60"),
+        (routing_pb2.ROUTE_STATE_STARTING, 503, "DEPLOYMENT_NOT_READY", "1"),
+        (routing_pb2.ROUTE_STATE_FAILED, 503, "OPERATION_FAILED", "60"),
+        (routing_pb2.ROUTE_STATE_SUSPENDED, 402, "DEPLOYMENT_SUSPENDED", None),
     ],
 )
 async def test_a_deployment_that_is_not_running_says_so_before_any_key(
-    street: Street, state: Any, reason: str, wait: str
+    street: Street, state: Any, status: int, reason: str, wait: str | None
 ) -> None:
     stub = street.mesh.stub(RoutingServiceStub, "app_proxy", "provisioner")
     route = routing_pb2.Route(
@@ -246,10 +247,16 @@ async def test_a_deployment_that_is_not_running_says_so_before_any_key(
         routing_pb2.PutRouteRequest(route=route), metadata=bearer(street.mine.owner.key)
     )
     code, said, headers = refusal(await street.check(route.host))
-    assert (code, said, headers["retry-after"]) == (503, reason, wait)
+    assert (code, said, headers.get("retry-after")) == (status, reason, wait)
     page = await street.check(route.host, accept="text/html,*/*;q=0.8")
-    assert page.denied_response.status.code == 503
+    assert page.denied_response.status.code == status
     assert page.denied_response.body.startswith("<!doctype html>")
+    # Whoever has a key learns no more: nobody's request reaches what is behind the door.
+    home = Home(street.mine.owner, route.deployment_id, route.host, street.mine.key)
+    async with street.http(home) as client:
+        for path in ("/mcp", "/llms.txt", "/manifest.json"):
+            answer = await client.request("POST" if path == "/mcp" else "GET", path, json={})
+            assert (answer.status_code, answer.json()["reason"]) == (status, reason)
 
 
 @pytest.mark.promise("P-05")

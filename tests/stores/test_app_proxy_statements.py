@@ -19,9 +19,10 @@ from deploy.local.postgres import MeshPostgres
 from services.app_proxy.database.catalogue import Catalogue
 from services.app_proxy.database.executor import Executor, Owner
 from services.app_proxy.database.failures import Failure, StatementError
-from services.app_proxy.database.pools import PoolLimits, Pools, open_pools
+from services.app_proxy.database.pools import Pools, open_pools
 from services.app_proxy.database.results import Caps, Result
 from services.app_proxy.database.roles import Address, Role
+from services.app_proxy.database.sessions import PoolLimits
 from services.app_proxy.settings import Settings
 from services.provisioner.drivers import postgres_process
 from services.provisioner.drivers.local import remove_home

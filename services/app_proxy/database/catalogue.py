@@ -17,7 +17,7 @@ from services.app_proxy.schema import ColumnInfo, Index, Key, Schema, Table, Tab
 from services.shared.ids import DeploymentId
 
 if TYPE_CHECKING:
-    from services.app_proxy.database.pools import Connection
+    from services.app_proxy.database.sessions import Connection
 
 _MOST_REMEMBERED = 256
 _MOST_TABLES = 500

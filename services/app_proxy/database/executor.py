@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,16 +19,17 @@ from services.app_proxy.database.failures import (
     refused,
     statement_errors,
 )
-from services.app_proxy.database.pools import Pools, Session
+from services.app_proxy.database.pools import Pools
 from services.app_proxy.database.results import Caps, Column, Result, RowsInCaps, unique_names
 from services.app_proxy.database.roles import Role
+from services.app_proxy.database.sessions import Session
 from services.app_proxy.database.spans import statement_span
 from services.app_proxy.database.statements import checked
 from services.app_proxy.database.turns import Turns
 from services.shared.ids import DeploymentId
 
 if TYPE_CHECKING:
-    from services.app_proxy.database.pools import Connection
+    from services.app_proxy.database.sessions import Connection
 
     _Statement = asyncpg.prepared_stmt.PreparedStatement[asyncpg.Record]
     _Cursor = asyncpg.cursor.Cursor[asyncpg.Record]
@@ -47,6 +48,8 @@ class Owner:
 
     deployment_id: DeploymentId
     key: str = field(repr=False)
+    # Of the database's passwords, as the route by which the request came has it.
+    generation: int = 0
 
 
 class Executor:
@@ -108,11 +111,16 @@ class Executor:
     async def _end(self, owner: Owner, role: Role, backend: int) -> None:
         """Ends a backend whose statement caught both its timeout and its cancellation."""
         structlog.get_logger().warning("statement would not end", deployment_id=owner.deployment_id)
-        async with self._pools.connection(owner.deployment_id, role, owner.key) as session:
+        async with self._session(owner, role) as session:
             with session.watched(sent=False), statement_errors():
+                # As the login itself, which is what may end its own sessions.
                 await session.connection.execute(
-                    f"SELECT pg_catalog.pg_terminate_backend({backend})", timeout=_BEGIN_SECONDS
+                    f"SET ROLE NONE; SELECT pg_catalog.pg_terminate_backend({backend})",
+                    timeout=_BEGIN_SECONDS,
                 )
+
+    def _session(self, owner: Owner, role: Role) -> AbstractAsyncContextManager[Session]:
+        return self._pools.connection(owner.deployment_id, role, owner.key, owner.generation)
 
     @asynccontextmanager
     async def reading(self, owner: Owner) -> AsyncIterator["Connection"]:
@@ -136,7 +144,7 @@ class Executor:
     async def _transaction(self, owner: Owner, role: Role) -> AsyncIterator[Session]:
         mode = "READ ONLY" if role is Role.READER else "READ WRITE"
         millis = int(self._caps.seconds * 1_000)
-        async with self._pools.connection(owner.deployment_id, role, owner.key) as session:
+        async with self._session(owner, role) as session:
             with session.watched(sent=False), statement_errors():
                 # The SELECT takes the snapshot, after which no statement can make the
                 # transaction writable again.

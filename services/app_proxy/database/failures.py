@@ -56,6 +56,10 @@ class ConnectionLostError(Exception):
         self.sent = sent
 
 
+class LoginRefusedError(ConnectionLostError):
+    """The server does not take the login: its password was changed, or the server is another's."""
+
+
 def refused(code: str, message: str, hint: str | None = None) -> StatementError:
     """Returns the error of a statement that was not executed because of its form."""
     return StatementError(Failure(code, message, hint=hint))

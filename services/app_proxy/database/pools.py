@@ -6,35 +6,25 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import Protocol
 
 import asyncpg
-import asyncpg.pool
 import structlog
 
-from services.app_proxy.database.codecs import install_codecs
-from services.app_proxy.database.driver import ByteGuard, GuardedConnection
-from services.app_proxy.database.failures import LOST, ConnectionLostError, refused
+from services.app_proxy.database.driver import ByteGuard
+from services.app_proxy.database.failures import LOST, ConnectionLostError, LoginRefusedError
 from services.app_proxy.database.roles import Address, Role
+from services.app_proxy.database.sessions import (
+    Connection,
+    Pool,
+    PoolLimits,
+    Session,
+    open_pool,
+    release,
+)
 from services.shared.background import background
 from services.shared.errors import UnavailableError
 from services.shared.ids import DeploymentId
-
-if TYPE_CHECKING:
-    Connection: TypeAlias = asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
-    _Pool: TypeAlias = asyncpg.Pool[asyncpg.Record]
-
-_CONNECT_SECONDS = 3.0
-_RESET_SECONDS = 2.0
-_TOO_LARGE = "the statement returned more at once than can be passed on"
-_TOO_LARGE_HINT = "select fewer or shorter columns, or use LIMIT"
-_SESSION = {
-    "application_name": "bulkhead",
-    "TimeZone": "UTC",
-    "DateStyle": "ISO, YMD",
-    "IntervalStyle": "iso_8601",
-    "bytea_output": "hex",
-}
 
 
 class Addresses(Protocol):
@@ -45,67 +35,33 @@ class Addresses(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class PoolLimits:
-    """How many connections there may be, and for how long."""
-
-    # Connections of one deployment and role.
-    size: int
-    # Pools of this process.
-    most: int
-    # Seconds without use until a pool is closed.
-    idle_seconds: float
-    # Seconds that a statement waits for a connection of its pool.
-    wait_seconds: float
-
-
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Entry:
+    # Of the passwords, as whoever first asked for the pool knew it.
+    generation: int
     # Held while the pool is made, so that it is made once.
     making: asyncio.Lock = field(default_factory=asyncio.Lock)
-    pool: "_Pool | None" = None
+    pool: "Pool | None" = None
     users: int = 0
     used_at: float = 0.0
+
+    def end(self) -> None:
+        """Closes every connection of it at once."""
+        if self.pool is not None:
+            self.pool.terminate()
 
 
 _Owner = tuple[DeploymentId, Role]
 
 
 @dataclass(frozen=True, slots=True)
-class Session:
-    """A connection while it is used, and the guard before it."""
+class _Held:
+    """A connection that was taken from its pool."""
 
-    connection: "Connection"
-    guard: ByteGuard
-
-    @property
-    def ended(self) -> bool:
-        """Whether the connection is closed, by whichever side."""
-        try:
-            return self.connection.is_closed()
-        except asyncpg.InterfaceError:
-            # The pool has taken it back, as it does with one that is closed.
-            return True
-
-    @contextmanager
-    def watched(self, *, sent: bool) -> Iterator[None]:
-        """Turns a connection that breaks inside the block into ConnectionLostError.
-
-        `sent` says whether a statement may have been executed by then.
-
-        Raises:
-            StatementError: it was us who cut it, since the statement returned too much.
-        """
-        try:
-            yield
-        except TimeoutError:
-            raise
-        except (*LOST, asyncpg.InterfaceError) as error:
-            if self.guard.overrun:
-                raise refused("54000", _TOO_LARGE, _TOO_LARGE_HINT) from error
-            if isinstance(error, asyncpg.InterfaceError) and not self.ended:
-                raise refused("0A000", str(error)) from error
-            raise ConnectionLostError(sent=sent) from error
+    entry: _Entry
+    pool: Pool
+    connection: Connection
+    session: Session
 
 
 class Pools:
@@ -120,12 +76,18 @@ class Pools:
         self._addresses = addresses
         self._limits = limits
         self._entries: OrderedDict[_Owner, _Entry] = OrderedDict()
+        # Nobody begins to use these any more; each ends with its last user.
+        self._retired: set[_Entry] = set()
 
     @asynccontextmanager
     async def connection(
-        self, deployment_id: DeploymentId, role: Role, key: str
+        self, deployment_id: DeploymentId, role: Role, key: str, generation: int = 0
     ) -> AsyncIterator[Session]:
         """Yields a fresh session; nothing of the connection's last use is left in it.
+
+        Whoever knows of a later `generation` of the passwords than the pool has gets a new pool;
+        the sessions of the old one come to their end. A login that is refused is asked for anew,
+        once.
 
         Raises:
             ConnectionLostError: the server could not be reached, or is not the deployment's any
@@ -133,37 +95,63 @@ class Pools:
             UnavailableError: provisioner is away, or every connection stayed in use.
         """
         owner = (deployment_id, role)
-        entry = self._entry(owner)
+        try:
+            held = await self._held(owner, key, generation)
+        except LoginRefusedError:
+            held = await self._held(owner, key, generation)
+        try:
+            with self._losing(owner, held.entry):
+                yield held.session
+        finally:
+            try:
+                held.session.guard.allow(None)
+                await release(held.pool, held.connection)
+            finally:
+                self._leave(held.entry)
+
+    async def _held(self, owner: _Owner, key: str, generation: int) -> _Held:
+        entry = self._entry(owner, generation)
         entry.users += 1
         try:
-            async with self._session(entry, role, key) as session:
-                yield session
+            with self._losing(owner, entry):
+                pool = await self._pool(entry, owner[1], key)
+                connection = await self._acquire(pool)
+        except BaseException:
+            self._leave(entry)
+            raise
+        guard: ByteGuard = connection.guard  # type: ignore[attr-defined]  # passed on by the proxy
+        return _Held(entry, pool, connection, Session(connection, guard))
+
+    @contextmanager
+    def _losing(self, owner: _Owner, entry: _Entry) -> Iterator[None]:
+        """Retires the pool whose server is lost inside the block."""
+        try:
+            yield
         except ConnectionLostError as error:
             structlog.get_logger().info("database lost", why=type(error.__cause__).__name__)
             # Unless someone else has replaced it already.
             if self._entries.get(owner) is entry:
-                self.drop(deployment_id, role)
+                self._retire(owner)
             raise
-        finally:
-            entry.users -= 1
-            entry.used_at = time.monotonic()
 
-    @asynccontextmanager
-    async def _session(self, entry: _Entry, role: Role, key: str) -> AsyncIterator[Session]:
-        pool = await self._pool(entry, role, key)
-        connection = await self._acquire(pool)
-        guard: ByteGuard = connection.guard  # type: ignore[attr-defined]  # passed on by the proxy
-        try:
-            yield Session(connection, guard)
-        finally:
-            guard.allow(None)
-            await _release(pool, connection)
+    def _retire(self, owner: _Owner) -> None:
+        """Lets nobody begin to use the pool: the next one asks anew where the database is.
 
-    def drop(self, deployment_id: DeploymentId, role: Role) -> None:
-        """Forgets the pool, so that the next use asks anew where the database is."""
-        entry = self._entries.pop((deployment_id, role), None)
-        if entry is not None and entry.pool is not None:
-            entry.pool.terminate()
+        Who uses it goes on: nothing in flight is cut.
+        """
+        entry = self._entries.pop(owner)
+        self._retired.add(entry)
+        self._end_unused(entry)
+
+    def _leave(self, entry: _Entry) -> None:
+        entry.users -= 1
+        entry.used_at = time.monotonic()
+        self._end_unused(entry)
+
+    def _end_unused(self, entry: _Entry) -> None:
+        if entry in self._retired and not entry.users:
+            self._retired.discard(entry)
+            entry.end()
 
     @property
     def open_count(self) -> int:
@@ -175,20 +163,25 @@ class Pools:
         while True:
             await asyncio.sleep(self._limits.idle_seconds / 4)
             oldest = time.monotonic() - self._limits.idle_seconds
-            for (deployment_id, role), entry in list(self._entries.items()):
+            for owner, entry in list(self._entries.items()):
                 if entry.users == 0 and entry.used_at < oldest:
-                    self.drop(deployment_id, role)
+                    self._retire(owner)
 
     def close(self) -> None:
         """Closes every connection at once."""
-        for deployment_id, role in list(self._entries):
-            self.drop(deployment_id, role)
+        for entry in (*self._entries.values(), *self._retired):
+            entry.end()
+        self._entries.clear()
+        self._retired.clear()
 
-    def _entry(self, owner: _Owner) -> _Entry:
+    def _entry(self, owner: _Owner, generation: int) -> _Entry:
         entry = self._entries.get(owner)
+        if entry is not None and entry.generation < generation:
+            self._retire(owner)
+            entry = None
         if entry is None:
             self._make_room()
-            entry = self._entries[owner] = _Entry()
+            entry = self._entries[owner] = _Entry(generation)
         self._entries.move_to_end(owner)
         return entry
 
@@ -199,42 +192,24 @@ class Pools:
         oldest = next(unused, None)
         if oldest is None:
             raise UnavailableError("every database connection of this replica is in use")
-        self.drop(*oldest)
+        self._retire(oldest)
 
-    async def _pool(self, entry: _Entry, role: Role, key: str) -> "_Pool":
+    async def _pool(self, entry: _Entry, role: Role, key: str) -> Pool:
         async with entry.making:
             if entry.pool is None:
                 address = await self._addresses.address(key, role)
-                entry.pool = await self._open(address, role)
+                entry.pool = await open_pool(address, role, self._limits)
             return entry.pool
 
-    async def _open(self, address: Address, role: Role) -> "_Pool":
-        read_only = {"default_transaction_read_only": "on"} if role is Role.READER else {}
-        return await asyncpg.create_pool(
-            host=address.host,
-            port=address.port,
-            database=address.database,
-            user=address.user,
-            password=address.password,
-            min_size=0,
-            max_size=self._limits.size,
-            max_inactive_connection_lifetime=self._limits.idle_seconds,
-            timeout=_CONNECT_SECONDS,
-            # DISCARD ALL drops prepared statements: none may be remembered beyond a use.
-            statement_cache_size=0,
-            connection_class=GuardedConnection,
-            init=_prepare,
-            reset=_reset,
-            server_settings=_SESSION | read_only,
-        )
-
-    async def _acquire(self, pool: "_Pool") -> "Connection":
+    async def _acquire(self, pool: Pool) -> Connection:
         try:
             return await pool.acquire(timeout=self._limits.wait_seconds)
         except TimeoutError as error:
             if pool.get_idle_size() or pool.get_size() < self._limits.size:
                 raise ConnectionLostError(sent=False) from error
             raise UnavailableError("every connection of this database is in use") from error
+        except asyncpg.InvalidAuthorizationSpecificationError as error:
+            raise LoginRefusedError(sent=False) from error
         except (*LOST, asyncpg.InterfaceError) as error:
             raise ConnectionLostError(sent=False) from error
 
@@ -248,22 +223,3 @@ async def open_pools(addresses: Addresses, limits: PoolLimits) -> AsyncIterator[
             yield pools
     finally:
         pools.close()
-
-
-async def _prepare(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
-    await install_codecs(connection)
-    assert isinstance(connection, GuardedConnection)  # noqa: S101 the pool makes no other
-    connection.prepare_session()
-
-
-async def _reset(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
-    """Leaves nothing of a use: settings, roles, temporary tables, locks, prepared statements."""
-    await connection.execute("DISCARD ALL")
-
-
-async def _release(pool: "_Pool", connection: "Connection") -> None:
-    try:
-        await pool.release(connection, timeout=_RESET_SECONDS)
-    except (*LOST, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        # The driver has ended the connection already; the next use gets a new one.
-        structlog.get_logger().info("connection not kept", why=type(error).__name__)
