@@ -1,16 +1,16 @@
 """What a tenant, or a deployment itself, can learn of deployments and operations."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 
-from services.provisioner import operation_store, store
+from services.provisioner import operation_store, resource_store, store
 from services.provisioner.changes import Changes
-from services.provisioner.domain import Deployment, Operation
+from services.provisioner.domain import Deployment, Described, Operation
 from services.shared.deadline import time_remaining
 from services.shared.errors import NotFoundError
 from services.shared.ids import DeploymentId, OperationId, TenantId
-from services.shared.postgres import Database
+from services.shared.postgres import Connection, Database
 
 # Kept back of a caller's deadline for the answer's way home.
 _TRIM_SECONDS = 0.1
@@ -35,12 +35,19 @@ class DeploymentService:
             raise NotFoundError("deployment")
         return deployment
 
+    async def describe(self, deployment: Deployment) -> Described:
+        """Returns the deployment with what it is made of and what is done with it."""
+        async with self._database.tenant(deployment.tenant_id) as connection:
+            (described,) = await _described(connection, [deployment])
+        return described
+
     async def list(
         self, tenant: TenantId, before: tuple[datetime, str] | None, most: int
-    ) -> list[Deployment]:
+    ) -> Sequence[Described]:
         """Returns at most `most` deployments of the tenant that are not deleted, newest first."""
         async with self._database.tenant(tenant) as connection:
-            return await store.list_deployments(connection, tenant, before, most)
+            found = await store.list_deployments(connection, tenant, before, most)
+            return await _described(connection, found)
 
     async def get_operation(self, tenant: TenantId, operation_id: OperationId) -> Operation:
         """Returns the tenant's operation.
@@ -71,6 +78,22 @@ class DeploymentService:
                 shown = operation
             if operation.done or not await _comes(change):
                 return
+
+
+async def _described(
+    connection: Connection, deployments: Sequence[Deployment]
+) -> Sequence[Described]:
+    ids = [deployment.deployment_id for deployment in deployments]
+    resources = await resource_store.list_of(connection, ids)
+    operations = await operation_store.last_of(connection, ids)
+    return [
+        Described(
+            deployment,
+            resources[deployment.deployment_id],
+            operations.get(deployment.deployment_id),
+        )
+        for deployment in deployments
+    ]
 
 
 async def _comes(change: asyncio.Event) -> bool:

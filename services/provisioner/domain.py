@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -261,6 +261,15 @@ class Operation:
     def done(self) -> bool:
         """Whether it has ended."""
         return self.state is not OperationState.RUNNING
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """A deployment, its resources in the order of the kinds, and its last operation."""
+
+    deployment: Deployment
+    resources: Sequence[Resource] = ()
+    last_operation: Operation | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,13 +60,17 @@ class Operations:
         return SealedKey(self._secret.seal(job.key, bound_to=operation_id), job.renew_time)
 
 
-async def check_idle(connection: Connection, deployment_id: DeploymentId) -> None:
+async def check_idle(
+    connection: Connection, deployment_id: DeploymentId, *, waiting: bool = False
+) -> None:
     """Returns when nothing is being done with the deployment, whose row is locked.
+
+    A rotation that merely waits for the passwords of before to end counts only if asked for.
 
     Raises:
         FailedPreconditionError: something is; it says which operation.
     """
-    running = await operation_store.running(connection, deployment_id)
+    running = await operation_store.running(connection, deployment_id, waiting=waiting)
     if running is not None:
         raise operation_running(running)
 

@@ -29,6 +29,7 @@ from services.provisioner.work import (
     Moment,
     NotYetError,
     Plan,
+    SupersededError,
     Work,
     is_limited,
     must_end_well,
@@ -67,10 +68,6 @@ _CHANGES: Mapping[tuple[OperationKind, OperationState], tuple[DeploymentState, D
         }
     )
 )
-
-
-class _SupersededError(Exception):
-    """The operation has been ended by a later one."""
 
 
 class Reconciler:
@@ -164,7 +161,7 @@ class Reconciler:
             for step, action in self._plans[work.operation.kind].steps(work.operation):
                 await self._take(work, step, action)
             await self._end(work.operation, OperationState.SUCCEEDED, "")
-        except _SupersededError:
+        except SupersededError:
             return timedelta(0)
         except NotYetError as wait:
             return await self._postpone(work.operation, wait.delay)
@@ -189,7 +186,7 @@ class Reconciler:
         async with self._database.tenant(operation.tenant_id) as connection:
             current = await operation_store.get(connection, operation.operation_id)
             if current is None or current.done:
-                raise _SupersededError
+                raise SupersededError
             if current.step is not step:
                 await operation_store.set_step(connection, operation.operation_id, step)
 

@@ -41,7 +41,8 @@ async def set_state(
 ) -> None:
     """Writes how the resource is, and since when if that is new.
 
-    Does nothing to one that is gone, nor, unless it is to be gone, to one that is going.
+    Does nothing to one that is gone, nor, unless it is to be gone, to one that is going. One that
+    is lost neither sleeps nor is suspended.
     """
     await set_states(connection, deployment_id, (kind,), state, reason)
 
@@ -58,7 +59,8 @@ async def set_states(
         "UPDATE resources SET state = $3, reason = $4,"
         " since = CASE WHEN state = $3 THEN since ELSE now() END"
         " WHERE deployment_id = $1 AND kind = ANY($2) AND (state, reason) <> ($3, $4)"
-        " AND state <> 'gone' AND (state <> 'going' OR $3 IN ('going', 'gone'))",
+        " AND state <> 'gone' AND (state <> 'going' OR $3 IN ('going', 'gone'))"
+        " AND (state <> 'lost' OR $3 NOT IN ('suspended', 'sleeping', 'pending'))",
         deployment_id,
         list(kinds),
         state,

@@ -2,8 +2,11 @@
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
+import grpc
 from bulkhead.provisioner.v1 import provisioner_service_pb2 as pb2
 from bulkhead.provisioner.v1.provisioner_service_pb2_grpc import (
     add_ProvisionerServiceServicer_to_server,
@@ -11,7 +14,7 @@ from bulkhead.provisioner.v1.provisioner_service_pb2_grpc import (
 
 from services.provisioner import store
 from services.provisioner.administrators import Administrators
-from services.provisioner.changes import open_changes
+from services.provisioner.changes import Changes, open_changes
 from services.provisioner.creation import Creation
 from services.provisioner.databases import DatabaseService
 from services.provisioner.deletion import Deletion
@@ -31,20 +34,30 @@ from services.provisioner.listening import Listening
 from services.provisioner.locks import DeploymentLocks
 from services.provisioner.master_secret import MasterSecret, read_master_secret
 from services.provisioner.operations import Operations
-from services.provisioner.peers import AuthRegistry, CredentialsLoans, ProxyRoutes
+from services.provisioner.peers import (
+    AuthRegistry,
+    CredentialsLoans,
+    ProxyRoutes,
+    RatelimitCounters,
+)
 from services.provisioner.plans.deleting import Deleting
 from services.provisioner.plans.making import Making
+from services.provisioner.plans.rotating import Rotating
+from services.provisioner.plans.suspending import Resuming, Suspending
 from services.provisioner.queue import WorkQueue, work
 from services.provisioner.reconciler import Reconciler
+from services.provisioner.rotation import Rotation
 from services.provisioner.rpc import ProvisionerRpc
 from services.provisioner.secrets import Secrets
 from services.provisioner.service import ProvisionerService
 from services.provisioner.settings import Settings
 from services.provisioner.sleeping import Sleeping
+from services.provisioner.suspension import Suspension
 from services.provisioner.sweep import Sweep
+from services.provisioner.updating import Terms, Updating
 from services.provisioner.uses import Uses
 from services.provisioner.waking import Waking
-from services.provisioner.work import Boundary, Plan, Unwatched
+from services.provisioner.work import Boundary, Unwatched
 from services.shared.access import RemoteAuditor, RemoteAuthenticator, open_key_resolver
 from services.shared.background import background
 from services.shared.channel import open_channel
@@ -57,83 +70,197 @@ _NAME = "provisioner"
 _MIGRATIONS = Path(__file__).parent / "migrations"
 
 
+@dataclass(frozen=True, slots=True)
+class _Peers:
+    """The other services, as the provisioner sees them."""
+
+    registry: AuthRegistry
+    routes: ProxyRoutes
+    loans: CredentialsLoans
+    counters: RatelimitCounters
+
+
+@dataclass(frozen=True, slots=True)
+class _Ground:
+    """What the use cases and the workers stand on."""
+
+    settings: Settings
+    database: Database
+    secret: MasterSecret
+    locks: DeploymentLocks
+    queue: WorkQueue
+    operations: Operations
+    changes: Changes
+    data_keys: DataKeys
+    peers: _Peers
+    driver: LocalDriver
+    uses: Uses
+    waking: Waking
+    listening: Listening
+    boundary: Boundary
+
+
+@dataclass(frozen=True, slots=True)
+class _Plans:
+    """How each kind of operation is done."""
+
+    making: Making
+    deleting: Deleting
+    suspending: Suspending
+    resuming: Resuming
+    rotating: Rotating
+
+
 @asynccontextmanager
 async def compose(settings: Settings, boundary: Boundary | None = None) -> AsyncIterator[Service]:
     """Yields the provisioner, ready to be served, its workers at work."""
-    boundary = boundary or Unwatched()
-    secret = read_master_secret(settings.database_secret_file)
     async with AsyncExitStack() as stack:
-        enter = stack.enter_async_context
-        database = await enter(open_database(settings, _NAME, _MIGRATIONS))
-        locks = DeploymentLocks(
-            await enter(open_database(_for_locks(settings), _NAME, _MIGRATIONS))
-        )
-        auth = await enter(open_channel(settings, "auth", settings.auth_target))
-        proxy = await enter(open_channel(settings, "app_proxy", settings.app_proxy_target))
-        credentials = await enter(
-            open_channel(settings, "credentials", settings.credentials_target)
-        )
-        resolver = await enter(open_key_resolver(auth))
-        changes = await enter(open_changes(database))
-
-        data_keys = DataKeys(database, await enter(open_keyring(settings)))
-        driver = await _local_driver(settings, secret, database)
-        registry, queue = AuthRegistry(auth), WorkQueue(f"{_NAME}_service")
-        operations = Operations(secret, queue)
-        routes, loans = ProxyRoutes(proxy), CredentialsLoans(credentials)
-        uses = Uses()
-        waking = Waking(database, locks, driver, uses)
-        listening = Listening(database, await enter(_listeners(settings, waking)))
-        making = Making(database, registry, routes, driver, waking, listening)
-        deleting = Deleting(registry, routes, loans, driver)
-        deployments = DeploymentService(database, changes)
-        databases = DatabaseService(deployments, waking, listening, driver, local.DATABASE)
-        administrators = Administrators(database, data_keys)
-        service = ProvisionerService(
-            creation=Creation(
-                database,
-                locks,
-                operations,
-                registry,
-                making,
-                administrators,
-                boundary,
-                domain=settings.domain,
-                deployments_per_tenant=settings.deployments_per_tenant,
-            ),
-            deletion=Deletion(database, locks, operations, registry, deleting, boundary),
-            deployments=deployments,
-            databases=databases,
-            secrets=Secrets(database, data_keys, per_deployment=settings.secrets_per_deployment),
-            environments=Environments(database, data_keys, databases),
-            administrators=administrators,
-        )
-        plans: dict[OperationKind, Plan] = {
-            OperationKind.CREATE: making,
-            OperationKind.DELETE: deleting,
-        }
-        reconciler = Reconciler(
-            database, locks, registry, plans, secret, boundary, create_tries=settings.create_tries
-        )
-        await listening.match()
-        sweep = Sweep(database, locks, queue, waking, listening, driver)
-        sleeping = Sleeping(database, locks, driver, uses)
-        await enter(background(work(settings, Dispatch(reconciler).reconcile)))
-        await enter(background(sweep.run(settings.sweep_seconds)))
-        await enter(background(sleeping.run(settings.look_seconds)))
-        await enter(background(driver.keep_spare()))
+        auth = await stack.enter_async_context(open_channel(settings, "auth", settings.auth_target))
+        resolver = await stack.enter_async_context(open_key_resolver(auth))
+        ground = await _ground(settings, stack, auth, boundary or Unwatched())
+        plans = _plans(ground)
+        await _start_workers(ground, plans, stack)
         yield Service(
             registrations=[
                 Registration(
                     pb2.DESCRIPTOR.services_by_name["ProvisionerService"],
-                    ProvisionerRpc(service),
+                    ProvisionerRpc(_service(ground, plans)),
                     add_ProvisionerServiceServicer_to_server,
                 )
             ],
             authenticator=RemoteAuthenticator(resolver, settings.key_prefix),
             auditor=RemoteAuditor(auth),
-            checks={"postgres": database.check},
+            checks={"postgres": ground.database.check},
         )
+
+
+async def _ground(
+    settings: Settings, stack: AsyncExitStack, auth: grpc.aio.Channel, boundary: Boundary
+) -> _Ground:
+    enter = stack.enter_async_context
+    secret = read_master_secret(settings.database_secret_file)
+    database = await enter(open_database(settings, _NAME, _MIGRATIONS))
+    locks = DeploymentLocks(await enter(open_database(_for_locks(settings), _NAME, _MIGRATIONS)))
+    driver = await _local_driver(settings, secret, database)
+    queue, uses = WorkQueue(f"{_NAME}_service"), Uses()
+    waking = Waking(database, locks, driver, uses)
+    return _Ground(
+        settings=settings,
+        database=database,
+        secret=secret,
+        locks=locks,
+        queue=queue,
+        operations=Operations(secret, queue),
+        changes=await enter(open_changes(database)),
+        data_keys=DataKeys(database, await enter(open_keyring(settings))),
+        peers=await _peers(settings, stack, auth),
+        driver=driver,
+        uses=uses,
+        waking=waking,
+        listening=Listening(database, await enter(_listeners(settings, waking))),
+        boundary=boundary,
+    )
+
+
+async def _peers(settings: Settings, stack: AsyncExitStack, auth: grpc.aio.Channel) -> _Peers:
+    proxy, credentials, ratelimit = [
+        await stack.enter_async_context(open_channel(settings, name, target))
+        for name, target in (
+            ("app_proxy", settings.app_proxy_target),
+            ("credentials", settings.credentials_target),
+            ("ratelimit", settings.ratelimit_target),
+        )
+    ]
+    return _Peers(
+        AuthRegistry(auth),
+        ProxyRoutes(proxy),
+        CredentialsLoans(credentials),
+        RatelimitCounters(ratelimit),
+    )
+
+
+def _plans(ground: _Ground) -> _Plans:
+    database, driver, peers = ground.database, ground.driver, ground.peers
+    registry, routes, loans = peers.registry, peers.routes, peers.loans
+    return _Plans(
+        making=Making(database, registry, routes, driver, ground.waking, ground.listening),
+        deleting=Deleting(registry, routes, loans, driver),
+        suspending=Suspending(database, routes, loans, driver),
+        resuming=Resuming(database, routes, loans),
+        rotating=Rotating(database, routes, driver),
+    )
+
+
+def _service(ground: _Ground, plans: _Plans) -> ProvisionerService:
+    settings, database, locks = ground.settings, ground.database, ground.locks
+    operations, registry = ground.operations, ground.peers.registry
+    deployments = DeploymentService(database, ground.changes)
+    databases = DatabaseService(
+        deployments, ground.waking, ground.listening, ground.driver, local.DATABASE
+    )
+    administrators = Administrators(database, ground.data_keys)
+    return ProvisionerService(
+        creation=Creation(
+            database,
+            locks,
+            operations,
+            registry,
+            plans.making,
+            administrators,
+            ground.boundary,
+            domain=settings.domain,
+            deployments_per_tenant=settings.deployments_per_tenant,
+        ),
+        deletion=Deletion(database, locks, operations, registry, plans.deleting, ground.boundary),
+        deployments=deployments,
+        databases=databases,
+        updating=Updating(database, locks, ground.driver),
+        suspension=Suspension(
+            database, locks, operations, registry, plans.suspending, ground.boundary
+        ),
+        rotation=Rotation(database, operations, registry),
+        terms=_terms(settings),
+        secrets=Secrets(database, ground.data_keys, per_deployment=settings.secrets_per_deployment),
+        environments=Environments(database, ground.data_keys, databases),
+        administrators=administrators,
+    )
+
+
+async def _start_workers(ground: _Ground, plans: _Plans, stack: AsyncExitStack) -> None:
+    settings, database, locks = ground.settings, ground.database, ground.locks
+    reconciler = Reconciler(
+        database,
+        locks,
+        ground.peers.registry,
+        {
+            OperationKind.CREATE: plans.making,
+            OperationKind.DELETE: plans.deleting,
+            OperationKind.SUSPEND: plans.suspending,
+            OperationKind.RESUME: plans.resuming,
+            OperationKind.ROTATE: plans.rotating,
+        },
+        ground.secret,
+        ground.boundary,
+        create_tries=settings.create_tries,
+    )
+    sweep = Sweep(database, locks, ground.queue, ground.waking, ground.listening, ground.driver)
+    sleeping = Sleeping(database, locks, ground.driver, ground.uses)
+    await ground.listening.match()
+    for running in (
+        work(settings, Dispatch(reconciler).reconcile),
+        sweep.run(settings.sweep_seconds),
+        sleeping.run(settings.look_seconds),
+        ground.driver.keep_spare(),
+    ):
+        await stack.enter_async_context(background(running))
+
+
+def _terms(settings: Settings) -> Terms:
+    return Terms(
+        settings.storage_bytes_usual,
+        settings.storage_bytes_most,
+        timedelta(seconds=settings.idle_seconds_usual),
+    )
 
 
 def _listeners(

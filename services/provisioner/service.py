@@ -8,7 +8,10 @@ from services.provisioner.databases import DatabaseService
 from services.provisioner.deletion import Deletion
 from services.provisioner.deployments import DeploymentService
 from services.provisioner.environment import Environments
+from services.provisioner.rotation import Rotation
 from services.provisioner.secrets import Secrets
+from services.provisioner.suspension import Suspension
+from services.provisioner.updating import Terms, Updating
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +22,10 @@ class ProvisionerService:
     deletion: Deletion
     deployments: DeploymentService
     databases: DatabaseService
+    updating: Updating
+    suspension: Suspension
+    rotation: Rotation
+    terms: Terms
     secrets: Secrets
     environments: Environments
     administrators: Administrators

@@ -52,10 +52,36 @@ class Settings(ServiceSettings, PostgresSettings, KeyringSettings):
     # The longest that a statement of `reader` or `writer` may take.
     statement_timeout_seconds: float = Field(default=30.0, ge=0.1, le=3_600)
 
+    # Where S3 is spoken, a URL, as deployments are told it; empty: no deployment can have a bucket.
+    s3_endpoint: str = Field(default="", pattern=r"^(https?://[^/\s]+/?)?$")
+    s3_region: str = "us-east-1"
+    # Who administers every bucket there. The file: 0600, of the secret key alone.
+    s3_access_key: str = ""
+    s3_secret_file: Path = LOCAL_STATE / "s3/admin.secret"
+    # The filer of SeaweedFS, a URL, where it is told who may open which bucket; over mutual TLS,
+    # by an authority of the storage's own.
+    seaweed_filer: str = Field(default="", pattern=r"^(https://[^/\s]+/?)?$", validate_default=True)
+    seaweed_cert_file: Path = LOCAL_STATE / "s3/pki/provisioner.pem"
+    seaweed_key_file: Path = LOCAL_STATE / "s3/pki/provisioner.key"
+    seaweed_ca_file: Path = LOCAL_STATE / "s3/pki/ca.pem"
+
+    # How much a database may hold if its deployment does not say, and at most; in bytes.
+    storage_bytes_usual: int = Field(default=1 << 30, ge=1)
+    storage_bytes_most: int = Field(default=100 << 30, ge=1)
+    # How long a database is awake without use if its deployment does not say; 0: always.
+    idle_seconds_usual: float = Field(default=300.0, ge=0, le=604_800)
+
     # How often what is wanted is held against what is.
     sweep_seconds: float = Field(default=15.0, gt=0)
     # Tries of a create before it fails for good; with the pauses between them about five minutes.
     create_tries: int = Field(default=30, ge=1)
+
+    @field_validator("seaweed_filer")
+    @classmethod
+    def _with_an_endpoint(cls, filer: str, info: ValidationInfo) -> str:
+        if bool(filer) != bool(info.data.get("s3_endpoint", filer)):
+            raise ValueError("is needed with BULKHEAD_S3_ENDPOINT, and of no use without")
+        return filer
 
     @field_validator("database_port_last")
     @classmethod
@@ -63,6 +89,13 @@ class Settings(ServiceSettings, PostgresSettings, KeyringSettings):
         if last < info.data.get("database_port_first", last):
             raise ValueError("is below BULKHEAD_DATABASE_PORT_FIRST")
         return last
+
+    @field_validator("storage_bytes_most")
+    @classmethod
+    def _not_below_the_usual(cls, most: int, info: ValidationInfo) -> int:
+        if most < info.data.get("storage_bytes_usual", most):
+            raise ValueError("is below BULKHEAD_STORAGE_BYTES_USUAL")
+        return most
 
     @field_validator("listener_port_last")
     @classmethod

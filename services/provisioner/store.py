@@ -124,6 +124,47 @@ async def set_state(
     )
 
 
+async def change(
+    connection: Connection,
+    deployment_id: DeploymentId,
+    storage_bytes: int | None,
+    idle_timeout: timedelta | None,
+) -> Deployment:
+    """Writes what is to be different, and returns the deployment as it is then."""
+    row = await connection.fetchrow(
+        "UPDATE deployments SET storage_bytes = coalesce($2, storage_bytes),"  # noqa: S608 columns
+        " idle_seconds = coalesce($3, idle_seconds)"
+        f" WHERE deployment_id = $1 RETURNING {DEPLOYMENT_COLUMNS}",
+        deployment_id,
+        storage_bytes,
+        None if idle_timeout is None else idle_timeout.total_seconds(),
+    )
+    return deployment_of_row(some(row))
+
+
+async def set_generation(
+    connection: Connection, deployment_id: DeploymentId, generation: int
+) -> None:
+    """Writes which passwords are given to whoever asks for the way into the database."""
+    await connection.execute(
+        "UPDATE deployments SET generation = greatest(generation, $2) WHERE deployment_id = $1",
+        deployment_id,
+        generation,
+    )
+
+
+async def set_closed_generation(
+    connection: Connection, deployment_id: DeploymentId, generation: int
+) -> None:
+    """Writes that the passwords of the generation, and those before, open nothing any more."""
+    await connection.execute(
+        "UPDATE deployments SET closed_generation = greatest(closed_generation, $2)"
+        " WHERE deployment_id = $1",
+        deployment_id,
+        generation,
+    )
+
+
 async def set_database_port(connection: Connection, deployment_id: DeploymentId, port: int) -> None:
     """Writes where the deployment's database listens."""
     await connection.execute(

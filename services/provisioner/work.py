@@ -63,6 +63,10 @@ class NotYetError(Exception):
         self.delay = delay
 
 
+class SupersededError(Exception):
+    """The operation has been ended by a later one."""
+
+
 class Plan(Protocol):
     """The steps of one kind of operation; each is safe to repeat, from wherever it was left."""
 

@@ -2,8 +2,9 @@
 
 from services.provisioner.rpc.databases import DatabasesRpc
 from services.provisioner.rpc.deployments import DeploymentsRpc
+from services.provisioner.rpc.rotations import RotationsRpc
 from services.provisioner.rpc.secrets import SecretsRpc
 
 
-class ProvisionerRpc(DeploymentsRpc, DatabasesRpc, SecretsRpc):
+class ProvisionerRpc(DeploymentsRpc, DatabasesRpc, RotationsRpc, SecretsRpc):
     """Every method of `ProvisionerService`."""

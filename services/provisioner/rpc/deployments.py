@@ -5,18 +5,16 @@ from typing import Any
 
 from bulkhead.provisioner.v1 import provisioner_service_pb2 as pb2
 
-from services.provisioner.domain import MOST_NAME_LENGTH, MOST_REQUEST_ID_LENGTH, Wanted
 from services.provisioner.rpc.messages import (
     bearer,
-    deployment_message,
+    described_message,
     named,
     named_operation,
     operation_message,
     own_or_named,
 )
 from services.provisioner.rpc.part import Part
-from services.shared.errors import InvalidFieldError
-from services.shared.fields import text
+from services.provisioner.rpc.wishes import change, wanted
 from services.shared.paging import next_page_token, page_position, page_size
 from services.shared.principal import current_principal
 
@@ -29,21 +27,13 @@ class DeploymentsRpc(Part):
     async def CreateDeployment(
         self, request: pb2.CreateDeploymentRequest, context: Any
     ) -> pb2.CreateDeploymentResponse:
-        if request.mcp and not request.database:
-            raise InvalidFieldError("mcp", "needs database")
-        wanted = Wanted(
-            request_id=text("request_id", request.request_id, most=MOST_REQUEST_ID_LENGTH),
-            name=text("name", request.name, most=MOST_NAME_LENGTH),
-            mcp=request.mcp,
-            database=request.database,
-            bucket=request.bucket,
-            bootstrap_admin=request.bootstrap_admin,
-        )
+        wished = wanted(request, self.service.terms)
         deployment, operation = await self.service.creation.create(
-            current_principal().tenant, bearer(), wanted
+            current_principal().tenant, bearer(), wished
         )
+        described = await self.service.deployments.describe(deployment)
         return pb2.CreateDeploymentResponse(
-            deployment=deployment_message(deployment), operation=operation_message(operation)
+            deployment=described_message(described), operation=operation_message(operation)
         )
 
     async def GetDeployment(
@@ -52,7 +42,8 @@ class DeploymentsRpc(Part):
         principal = current_principal()
         asked = own_or_named(principal, request.deployment_id)
         deployment = await self.service.deployments.get(principal.tenant, asked)
-        return pb2.GetDeploymentResponse(deployment=deployment_message(deployment))
+        described = await self.service.deployments.describe(deployment)
+        return pb2.GetDeploymentResponse(deployment=described_message(described))
 
     async def ListDeployments(
         self, request: pb2.ListDeploymentsRequest, context: Any
@@ -61,11 +52,38 @@ class DeploymentsRpc(Part):
         most = page_size(request.page_size)
         before = page_position(_LIST, tenant, request.page_token)
         found = await self.service.deployments.list(tenant, before, most + 1)
-        positions = [(deployment.create_time, deployment.deployment_id) for deployment in found]
+        positions = [(one.deployment.create_time, one.deployment.deployment_id) for one in found]
         return pb2.ListDeploymentsResponse(
-            deployments=[deployment_message(deployment) for deployment in found[:most]],
+            deployments=[described_message(one) for one in found[:most]],
             next_page_token=next_page_token(_LIST, tenant, positions, most),
         )
+
+    async def UpdateDeployment(
+        self, request: pb2.UpdateDeploymentRequest, context: Any
+    ) -> pb2.UpdateDeploymentResponse:
+        deployment = await self.service.updating.update(
+            current_principal().tenant,
+            named(request.deployment_id),
+            change(request, self.service.terms),
+        )
+        described = await self.service.deployments.describe(deployment)
+        return pb2.UpdateDeploymentResponse(deployment=described_message(described))
+
+    async def SuspendDeployment(
+        self, request: pb2.SuspendDeploymentRequest, context: Any
+    ) -> pb2.SuspendDeploymentResponse:
+        operation = await self.service.suspension.suspend(
+            current_principal().tenant, bearer(), named(request.deployment_id)
+        )
+        return pb2.SuspendDeploymentResponse(operation=operation_message(operation))
+
+    async def ResumeDeployment(
+        self, request: pb2.ResumeDeploymentRequest, context: Any
+    ) -> pb2.ResumeDeploymentResponse:
+        operation = await self.service.suspension.resume(
+            current_principal().tenant, bearer(), named(request.deployment_id)
+        )
+        return pb2.ResumeDeploymentResponse(operation=operation_message(operation))
 
     async def DeleteDeployment(
         self, request: pb2.DeleteDeploymentRequest, context: Any

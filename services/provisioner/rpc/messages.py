@@ -12,6 +12,7 @@ from services.provisioner.domain import (
     DatabaseRole,
     Deployment,
     DeploymentState,
+    Described,
     Operation,
     OperationKind,
     OperationState,
@@ -23,6 +24,7 @@ from services.provisioner.domain import (
 )
 from services.provisioner.ports import Bearer
 from services.shared.errors import (
+    InvalidFieldError,
     NotFoundError,
     Reason,
     UnauthenticatedError,
@@ -146,6 +148,11 @@ def deployment_message(
     )
 
 
+def described_message(described: Described) -> pb2.Deployment:
+    """Returns the deployment as the contract has it, with all that is known of it."""
+    return deployment_message(described.deployment, described.resources, described.last_operation)
+
+
 def _resource(resource: Resource) -> pb2.Resource:
     measured = resource.measure_time
     return pb2.Resource(
@@ -172,6 +179,22 @@ def operation_message(operation: Operation) -> pb2.Operation:
         create_time=timestamp(operation.create_time),
         end_time=None if operation.end_time is None else timestamp(operation.end_time),
     )
+
+
+def length_of_time(field: str, message: Duration, *, most: timedelta) -> timedelta:
+    """Returns the length of time that a field holds, zero to `most`.
+
+    Raises:
+        InvalidFieldError: it is less, more, or none.
+    """
+    try:
+        message.ToJsonString()
+        length = timedelta(seconds=message.seconds, microseconds=message.nanos // 1_000)
+    except (ValueError, OverflowError) as error:
+        raise InvalidFieldError(field, "is no length of time") from error
+    if not timedelta(0) <= length <= most:
+        raise InvalidFieldError(field, f"must be zero to {round(most.total_seconds())} seconds")
+    return length
 
 
 def timestamp(time: datetime) -> Timestamp:
