@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -126,19 +126,28 @@ class Executor:
     async def reading(self, owner: Owner) -> AsyncIterator["Connection"]:
         """Yields a connection in a read-only transaction, for statements of our own.
 
+        A server that was lost before is looked for once more.
+
         Raises:
             StatementError: one of them failed, or the server was lost.
         """
         try:
-            async with (
-                self._transaction(owner, Role.READER) as session,
-                asyncio.timeout(self._caps.seconds + _GRACE_SECONDS),
-            ):
+            async with AsyncExitStack() as stack:
+                session = await self._found(stack, owner)
+                await stack.enter_async_context(
+                    asyncio.timeout(self._caps.seconds + _GRACE_SECONDS)
+                )
                 session.guard.allow(_SCHEMA_WIRE_BYTES)
                 with session.watched(sent=False), statement_errors():
                     yield session.connection
         except (ConnectionLostError, TimeoutError) as error:
             raise _away(sent=False) from error
+
+    async def _found(self, stack: AsyncExitStack, owner: Owner) -> Session:
+        try:
+            return await stack.enter_async_context(self._transaction(owner, Role.READER))
+        except ConnectionLostError:
+            return await stack.enter_async_context(self._transaction(owner, Role.READER))
 
     @asynccontextmanager
     async def _transaction(self, owner: Owner, role: Role) -> AsyncIterator[Session]:
