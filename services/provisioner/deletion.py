@@ -1,6 +1,7 @@
 """Deleting a deployment: cut off at once, removed by the reconciler."""
 
-from services.provisioner import operation_store, store
+from services.provisioner import certificate_store, operation_store, store
+from services.provisioner.certificate_tokens import CertificateTokens, digest
 from services.provisioner.domain import (
     LOCK_PATIENCE,
     Deployment,
@@ -18,8 +19,8 @@ from services.shared.errors import NotFoundError
 from services.shared.ids import DeploymentId, TenantId
 from services.shared.postgres import Database
 
-# Keys and route are dead when these are taken.
-_CUT_OFF = frozenset({Step.RELEASING, Step.DESTROYING})
+# Keys and route may be alive while these are taken.
+_CUTTING_OFF = frozenset({Step.RETIRING, Step.UNROUTING})
 
 
 class Deletion:
@@ -32,6 +33,7 @@ class Deletion:
         operations: Operations,
         registry: Registry,
         deleting: Deleting,
+        tokens: CertificateTokens,
         boundary: Boundary,
     ) -> None:
         self._database = database
@@ -39,14 +41,16 @@ class Deletion:
         self._operations = operations
         self._registry = registry
         self._deleting = deleting
+        self._tokens = tokens
         self._boundary = boundary
 
     async def delete(
         self, tenant: TenantId, caller: Bearer, deployment_id: DeploymentId
-    ) -> Operation:
-        """Returns the operation that deletes the deployment; its keys and its route are dead then.
+    ) -> tuple[Operation, str]:
+        """Returns the operation that deletes the deployment, and what opens its certificate.
 
-        Deleting twice answers with the first operation, begun anew if it had failed.
+        Its keys and its route are dead then. Deleting twice answers with the first operation, begun
+        anew if it had failed, and the same token.
 
         Raises:
             NotFoundError: the tenant has no such deployment.
@@ -57,10 +61,10 @@ class Deletion:
         if operation is None or operation.state is OperationState.FAILED:
             job = await self._registry.delegate(caller, f"delete {deployment_id}")
             operation = await self._begin(tenant, deployment_id, job)
-        if _is_cut_off(operation):
-            return operation
-        async with self._locks.hold(deployment_id, LOCK_PATIENCE):
-            return await self._cut_off(tenant, deployment_id, caller)
+        if not _is_cut_off(operation):
+            async with self._locks.hold(deployment_id, LOCK_PATIENCE):
+                operation = await self._cut_off(tenant, deployment_id, caller)
+        return operation, self._tokens.of(operation.operation_id)
 
     async def _begun(self, tenant: TenantId, deployment_id: DeploymentId) -> Operation | None:
         async with self._database.tenant(tenant) as connection:
@@ -86,6 +90,8 @@ class Deletion:
                 operation = await self._operations.begin(
                     connection, deployment, OperationKind.DELETE, Step.RETIRING, job
                 )
+                token = self._tokens.of(operation.operation_id)
+                await certificate_store.promise(connection, operation, digest(token))
             elif operation.state is OperationState.FAILED:
                 key = self._operations.sealed(operation.operation_id, job)
                 operation = await operation_store.revive(connection, operation.operation_id, key)
@@ -116,7 +122,7 @@ class Deletion:
 
 
 def _is_cut_off(operation: Operation) -> bool:
-    return operation.state is OperationState.SUCCEEDED or operation.step in _CUT_OFF
+    return operation.state is OperationState.SUCCEEDED or operation.step not in _CUTTING_OFF
 
 
 def _found(deployment: Deployment | None) -> Deployment:

@@ -12,6 +12,7 @@ from services.provisioner.domain import (
     ResourceKind,
     Step,
 )
+from services.provisioner.operation_store import SealedKey
 from services.provisioner.resource_store import RESOURCE_COLUMNS, resource_of_row
 from services.shared.ids import DeploymentId, OperationId, TenantId
 from services.shared.postgres import Connection
@@ -52,7 +53,7 @@ class Ending:
 
     deployment_id: DeploymentId
     operation_id: OperationId
-    sealed_key: bytes
+    key: SealedKey
     token_digest: bytes
 
 
@@ -113,14 +114,15 @@ async def delete_children(
     )
     await connection.execute(
         "INSERT INTO operations (operation_id, tenant_id, deployment_id, kind, state, step,"
-        " sealed_key) SELECT operation_id, $1, deployment_id, 'delete', 'running', $5, sealed_key"
+        " sealed_key)"
+        " SELECT operation_id, $1, deployment_id, 'delete', 'running', $5, sealed_key"
         " FROM unnest($2::text[], $3::text[], $4::bytea[])"
         "  AS ending (operation_id, deployment_id, sealed_key)"
         " ON CONFLICT (operation_id) DO NOTHING",
         tenant,
         [each.operation_id for each in endings],
         [each.deployment_id for each in endings],
-        [each.sealed_key for each in endings],
+        [each.key.sealed for each in endings],
         Step.RETIRING,
     )
     await give_keys(connection, endings)
@@ -140,13 +142,16 @@ async def delete_children(
 async def give_keys(connection: Connection, endings: Sequence[Ending]) -> None:
     """Gives operations that have not succeeded another key; those that failed begin anew."""
     await connection.execute(
-        "UPDATE operations SET sealed_key = ending.sealed_key, ended_at = NULL, state = 'running',"
+        "UPDATE operations SET sealed_key = ending.sealed_key, key_renew_at = ending.renew_at,"
+        " ended_at = NULL, state = 'running',"
         " retries = CASE state WHEN 'failed' THEN 0 ELSE retries END,"
         " next_try_at = CASE state WHEN 'failed' THEN now() ELSE next_try_at END"
-        " FROM unnest($1::text[], $2::bytea[]) AS ending (operation_id, sealed_key)"
+        " FROM unnest($1::text[], $2::bytea[], $3::timestamptz[])"
+        "  AS ending (operation_id, sealed_key, renew_at)"
         " WHERE operations.operation_id = ending.operation_id AND state <> 'succeeded'",
         [each.operation_id for each in endings],
-        [each.sealed_key for each in endings],
+        [each.key.sealed for each in endings],
+        [each.key.renew_time for each in endings],
     )
 
 
@@ -220,7 +225,62 @@ async def count_own(connection: Connection, tenant: TenantId) -> int:
 
 async def _erased(connection: Connection, table: str, tenant: TenantId) -> int:
     status = await connection.execute(f"DELETE FROM {table} WHERE tenant_id = $1", tenant)  # noqa: S608 a name of ours
+    return _count(status)
+
+
+def _count(status: str) -> int:
+    """Returns how many rows a statement was about, as its command tag says."""
     return int(status.rpartition(" ")[2])
+
+
+async def mark_verified(
+    connection: Connection, deployment_id: DeploymentId, kinds: Sequence[ResourceKind]
+) -> None:
+    """Writes that nothing is left of these resources, which was looked after."""
+    await connection.execute(
+        "UPDATE resources SET verified_gone_at = coalesce(verified_gone_at, now()), reason = '',"
+        " since = CASE state WHEN 'gone' THEN since ELSE now() END, state = 'gone'"
+        " WHERE deployment_id = $1 AND kind = ANY($2) AND destroyed_at IS NOT NULL",
+        deployment_id,
+        list(kinds),
+    )
+
+
+async def mark_left(
+    connection: Connection, deployment_id: DeploymentId, reasons: Mapping[ResourceKind, str]
+) -> None:
+    """Writes why these resources are still there; what was said of their end does not hold."""
+    await connection.execute(
+        "UPDATE resources SET destroyed_at = NULL, verified_gone_at = NULL, reason = left_.reason,"
+        " since = CASE state WHEN 'going' THEN since ELSE now() END, state = 'going'"
+        " FROM unnest($2::text[], $3::text[]) AS left_ (kind, reason)"
+        " WHERE deployment_id = $1 AND resources.kind = left_.kind",
+        deployment_id,
+        list(reasons.keys()),
+        list(reasons.values()),
+    )
+
+
+async def erase_secrets(connection: Connection, deployment_id: DeploymentId) -> Mapping[str, int]:
+    """Erases the deployment's secrets and its first administrator; returns how many there were."""
+    secrets = await connection.execute(
+        "DELETE FROM secrets WHERE deployment_id = $1", deployment_id
+    )
+    administrators = await connection.execute(
+        "DELETE FROM bootstrap_admins WHERE deployment_id = $1", deployment_id
+    )
+    return {"secrets": _count(secrets), "administrators": _count(administrators)}
+
+
+async def count_secrets(connection: Connection, deployment_id: DeploymentId) -> int:
+    """Returns how many rows there are of the deployment's secrets and administrator."""
+    return int(
+        await connection.fetchval(
+            "SELECT (SELECT count(*) FROM secrets WHERE deployment_id = $1)"
+            " + (SELECT count(*) FROM bootstrap_admins WHERE deployment_id = $1)",
+            deployment_id,
+        )
+    )
 
 
 async def left_of_deployment(connection: Connection, operation_id: OperationId) -> Sequence[Left]:

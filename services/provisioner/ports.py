@@ -1,5 +1,6 @@
 """What the provisioner needs of others, in its own words; `server.py` chooses who gives it."""
 
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -92,4 +93,8 @@ class Queue(Protocol):
 
     async def enqueue(self, connection: Connection, subject: Subject) -> None:
         """Enters the subject; it counts when the transaction commits. Call it last in it."""
+        ...
+
+    async def enqueue_all(self, connection: Connection, subjects: Sequence[Subject]) -> None:
+        """Enters the subjects, as `enqueue` does one."""
         ...

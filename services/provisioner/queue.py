@@ -5,7 +5,7 @@ many does no harm, and one too few is made up for by the sweep.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 
 import structlog
@@ -36,7 +36,11 @@ class WorkQueue:
         self._service_role = service_role
 
     async def enqueue(self, connection: Connection, subject: Subject) -> None:
-        """Enters the subject; it counts when the transaction commits.
+        """Enters the subject; see `enqueue_all`."""
+        await self.enqueue_all(connection, [subject])
+
+    async def enqueue_all(self, connection: Connection, subjects: Sequence[Subject]) -> None:
+        """Enters the subjects; it counts when the transaction commits.
 
         The rest of the transaction runs as the service's role.
         """
@@ -44,7 +48,12 @@ class WorkQueue:
         trace: dict[str, str] = {}
         propagate.inject(trace)
         queries = Queries(AsyncpgDriver(connection))  # type: ignore[arg-type]  # a pool's connection is one
-        await queries.enqueue(_ENTRYPOINT, subject.encode(), headers=trace)
+        await queries.enqueue(
+            [_ENTRYPOINT] * len(subjects),
+            [subject.encode() for subject in subjects],
+            [0] * len(subjects),
+            headers=[trace] * len(subjects),
+        )
 
 
 async def work(settings: PostgresSettings, reconcile: Reconcile) -> None:

@@ -14,10 +14,20 @@ from bulkhead.provisioner.v1.provisioner_service_pb2_grpc import (
 
 from services.provisioner import store
 from services.provisioner.administrators import Administrators
+from services.provisioner.certificate_tokens import CertificateTokens
+from services.provisioner.certificates import CertificateKeys, read_certificate_keys
+from services.provisioner.certification import Certification
 from services.provisioner.changes import Changes, open_changes
 from services.provisioner.creation import Creation
 from services.provisioner.databases import DatabaseService
 from services.provisioner.deletion import Deletion
+from services.provisioner.deletion_peers import (
+    AuthKeys,
+    CredentialsOfTenant,
+    ProxyHosts,
+    RatelimitOfTenant,
+)
+from services.provisioner.deletion_ports import Ending
 from services.provisioner.deployments import DeploymentService
 from services.provisioner.dispatch import Dispatch
 from services.provisioner.domain import OperationKind
@@ -41,6 +51,14 @@ from services.provisioner.peers import (
     RatelimitCounters,
 )
 from services.provisioner.plans.deleting import Deleting
+from services.provisioner.plans.endings import (
+    CountersEnding,
+    DatabaseEnding,
+    KeysEnding,
+    LoansEnding,
+    RouteEnding,
+    SecretsEnding,
+)
 from services.provisioner.plans.making import Making
 from services.provisioner.plans.rotating import Rotating
 from services.provisioner.plans.suspending import Resuming, Suspending
@@ -54,6 +72,8 @@ from services.provisioner.settings import Settings
 from services.provisioner.sleeping import Sleeping
 from services.provisioner.suspension import Suspension
 from services.provisioner.sweep import Sweep
+from services.provisioner.tenant_deleting import TenantDeleting, TenantServices
+from services.provisioner.tenant_deletion import TenantDeletion
 from services.provisioner.updating import Terms, Updating
 from services.provisioner.uses import Uses
 from services.provisioner.waking import Waking
@@ -78,6 +98,8 @@ class _Peers:
     routes: ProxyRoutes
     loans: CredentialsLoans
     counters: RatelimitCounters
+    # The same, for the end of tenants.
+    of_tenants: TenantServices
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +109,7 @@ class _Ground:
     settings: Settings
     database: Database
     secret: MasterSecret
+    certificate_keys: CertificateKeys
     locks: DeploymentLocks
     queue: WorkQueue
     operations: Operations
@@ -106,6 +129,7 @@ class _Plans:
 
     making: Making
     deleting: Deleting
+    deleting_tenants: TenantDeleting
     suspending: Suspending
     resuming: Resuming
     rotating: Rotating
@@ -148,6 +172,9 @@ async def _ground(
         settings=settings,
         database=database,
         secret=secret,
+        certificate_keys=read_certificate_keys(
+            settings.certificate_key_file, settings.certificate_former_keys_file
+        ),
         locks=locks,
         queue=queue,
         operations=Operations(secret, queue),
@@ -176,6 +203,12 @@ async def _peers(settings: Settings, stack: AsyncExitStack, auth: grpc.aio.Chann
         ProxyRoutes(proxy),
         CredentialsLoans(credentials),
         RatelimitCounters(ratelimit),
+        TenantServices(
+            AuthKeys(auth),
+            ProxyHosts(proxy),
+            CredentialsOfTenant(credentials),
+            RatelimitOfTenant(ratelimit),
+        ),
     )
 
 
@@ -184,10 +217,39 @@ def _plans(ground: _Ground) -> _Plans:
     registry, routes, loans = peers.registry, peers.routes, peers.loans
     return _Plans(
         making=Making(database, registry, routes, driver, ground.waking, ground.listening),
-        deleting=Deleting(registry, routes, loans, driver),
+        deleting=_deleting(ground),
+        deleting_tenants=_deleting_tenants(ground),
         suspending=Suspending(database, routes, loans, driver),
         resuming=Resuming(database, routes, loans),
         rotating=Rotating(database, routes, driver),
+    )
+
+
+def _deleting(ground: _Ground) -> Deleting:
+    peers = ground.peers
+    endings: list[Ending] = [
+        KeysEnding(peers.registry, peers.of_tenants.keys),
+        RouteEnding(peers.routes, peers.of_tenants.routes),
+        LoansEnding(peers.of_tenants.loans),
+        CountersEnding(peers.of_tenants.counters),
+        DatabaseEnding(ground.driver),
+        SecretsEnding(ground.database),
+    ]
+    return Deleting(ground.database, endings, ground.certificate_keys, ground.settings.domain)
+
+
+def _deleting_tenants(ground: _Ground) -> TenantDeleting:
+    return TenantDeleting(
+        ground.database,
+        ground.locks,
+        ground.queue,
+        ground.peers.of_tenants,
+        ground.operations,
+        ground.secret,
+        ground.certificate_keys,
+        ground.boundary,
+        issuer=ground.settings.domain,
+        forgetting=[ground.data_keys],
     )
 
 
@@ -199,6 +261,7 @@ def _service(ground: _Ground, plans: _Plans) -> ProvisionerService:
         deployments, ground.waking, ground.listening, ground.driver, local.DATABASE
     )
     administrators = Administrators(database, ground.data_keys)
+    tokens = CertificateTokens(ground.secret)
     return ProvisionerService(
         creation=Creation(
             database,
@@ -211,7 +274,18 @@ def _service(ground: _Ground, plans: _Plans) -> ProvisionerService:
             domain=settings.domain,
             deployments_per_tenant=settings.deployments_per_tenant,
         ),
-        deletion=Deletion(database, locks, operations, registry, plans.deleting, ground.boundary),
+        deletion=Deletion(
+            database, locks, operations, registry, plans.deleting, tokens, ground.boundary
+        ),
+        tenant_deletion=TenantDeletion(
+            database,
+            ground.queue,
+            operations,
+            ground.peers.of_tenants.keys,
+            plans.deleting_tenants,
+            tokens,
+        ),
+        certification=Certification(database, ground.certificate_keys),
         deployments=deployments,
         databases=databases,
         updating=Updating(database, locks, ground.driver),
@@ -247,7 +321,7 @@ async def _start_workers(ground: _Ground, plans: _Plans, stack: AsyncExitStack) 
     sleeping = Sleeping(database, locks, ground.driver, ground.uses)
     await ground.listening.match()
     for running in (
-        work(settings, Dispatch(reconciler).reconcile),
+        work(settings, Dispatch(reconciler, plans.deleting_tenants).reconcile),
         sweep.run(settings.sweep_seconds),
         sleeping.run(settings.look_seconds),
         ground.driver.keep_spare(),

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from services.provisioner.administrators import Administrators
+from services.provisioner.certification import Certification
 from services.provisioner.creation import Creation
 from services.provisioner.databases import DatabaseService
 from services.provisioner.deletion import Deletion
@@ -11,6 +12,7 @@ from services.provisioner.environment import Environments
 from services.provisioner.rotation import Rotation
 from services.provisioner.secrets import Secrets
 from services.provisioner.suspension import Suspension
+from services.provisioner.tenant_deletion import TenantDeletion
 from services.provisioner.updating import Terms, Updating
 
 
@@ -20,6 +22,8 @@ class ProvisionerService:
 
     creation: Creation
     deletion: Deletion
+    tenant_deletion: TenantDeletion
+    certification: Certification
     deployments: DeploymentService
     databases: DatabaseService
     updating: Updating

@@ -38,6 +38,11 @@ class Settings(ServiceSettings, PostgresSettings, KeyringSettings):
     # 0600; passwords of databases are derived from it. Made when it is missing; lost with it is the
     # way into every database.
     database_secret_file: Path = LOCAL_STATE / "secrets/database"
+    # 0600; an Ed25519 key in PEM that signs certificates of deletion. Made when it is missing; all
+    # replicas have the same one.
+    certificate_key_file: Path = LOCAL_STATE / "secrets/certificate-key.pem"
+    # Public keys that signed before, as a JSON Web Key Set; published with the one that signs now.
+    certificate_former_keys_file: Path | None = None
     # Where servers listen; below the ports that the system lends to outgoing connections.
     database_port_first: int = Field(default=20_000, ge=1_024, le=65_535)
     database_port_last: int = Field(default=25_999, ge=1_024, le=65_535)

@@ -5,11 +5,11 @@ from collections.abc import Awaitable
 
 import structlog
 
-from services.provisioner import operation_store, resource_store, store
+from services.provisioner import operation_store, resource_store, store, tombstone_store
 from services.provisioner.domain import LOCK_PATIENCE, DeploymentState
 from services.provisioner.drivers.protocol import DatabaseDriver, DriverError
 from services.provisioner.listening import Listening
-from services.provisioner.ports import Locks, Queue
+from services.provisioner.ports import Locks, Queue, Subject
 from services.provisioner.waking import Waking
 from services.shared.errors import BulkheadError
 from services.shared.ids import DeploymentId
@@ -50,10 +50,14 @@ class Sweep:
             await asyncio.sleep(seconds)
 
     async def enqueue_neglected(self) -> None:
-        """Enters every deployment with due work that no entry waits for."""
+        """Enters every deployment and tenant with due work that no entry waits for."""
         async with self._database.service() as connection:
-            for deployment in await operation_store.neglected_deployments(connection):
-                await self._queue.enqueue(connection, deployment)
+            neglected: list[Subject] = [
+                *await operation_store.neglected_deployments(connection),
+                *await tombstone_store.neglected(connection),
+            ]
+            if neglected:
+                await self._queue.enqueue_all(connection, neglected)
 
     async def start_stopped(self) -> None:
         """Starts every database that should run and does not; those that sleep should not."""

@@ -2,19 +2,20 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
 import asyncpg
 
 from services.provisioner.domain import OperationState, Step
+from services.provisioner.operation_store import SealedKey
 from services.shared.ids import OperationId, TenantId
 from services.shared.postgres import Connection
 
 _TOMBSTONE = (
     "tenant_id, operation_id, state, step, retries, message, requested_at, ended_at,"
-    " key_expires_at, evidence, certificate"
+    " evidence, certificate"
 )
 
 
@@ -30,8 +31,6 @@ class Tombstone:
     message: str
     request_time: datetime
     end_time: datetime | None
-    # When the key that it acts with ends.
-    key_expire_time: datetime | None
     # What the certificate will say, as far as it is known.
     evidence: Mapping[str, Any]
     certificate: str | None
@@ -42,16 +41,18 @@ class Due:
     """A deletion under way, the key it acts with, and how long to wait before it goes on."""
 
     tombstone: Tombstone
-    sealed_key: bytes
+    sealed_key: bytes = field(repr=False)
     wait: timedelta
+    # The key is to be replaced.
+    stale: bool
     now: datetime
 
 
 async def lock_tenant(connection: Connection, tenant: TenantId) -> None:
     """Returns when nothing can come to be of the tenant but by this transaction.
 
-    See `refuse_deleted` in the migrations: who was faster has committed by then. Take the
-    deployments' rows before, as whoever works on one takes them first.
+    See `refuse_deleted` in the migrations: who was faster has committed by then. It is taken before
+    any row, as `secret_store.hold_off_deletion` is, so that neither waits for the other for ever.
     """
     await connection.execute(
         "SELECT pg_advisory_xact_lock(hashtextextended('tombstone ' || $1, 0))", tenant
@@ -81,39 +82,47 @@ async def insert(
     tenant: TenantId,
     operation_id: OperationId,
     digest: bytes,
-    sealed_key: bytes,
-    key_expires_at: datetime | None,
+    key: SealedKey,
 ) -> None:
     """Writes that the tenant is deleted from now on."""
     await connection.execute(
         "INSERT INTO tombstones (tenant_id, operation_id, token_digest, state, step, sealed_key,"
-        " key_expires_at) VALUES ($1, $2, $3, 'running', $4, $5, $6)",
+        " key_renew_at) VALUES ($1, $2, $3, 'running', $4, $5, $6)",
         tenant,
         operation_id,
         digest,
         Step.CUTTING_OFF,
-        sealed_key,
-        key_expires_at,
+        key.sealed,
+        key.renew_time,
     )
 
 
 async def due(connection: Connection, tenant: TenantId) -> Due | None:
     """Returns the tenant's deletion when it is under way."""
     row = await connection.fetchrow(
-        f"SELECT {_TOMBSTONE}, sealed_key, now() AS now,"  # noqa: S608 columns
+        f"SELECT {_TOMBSTONE}, sealed_key, now() AS now, key_renew_at < now() AS stale,"  # noqa: S608 columns
         " greatest(next_try_at - now(), interval '0') AS wait"
         " FROM tombstones WHERE tenant_id = $1 AND state = 'running'",
         tenant,
     )
     if row is None:
         return None
-    return Due(_tombstone(row), bytes(row["sealed_key"]), row["wait"], row["now"])
+    return Due(
+        _tombstone(row),
+        bytes(row["sealed_key"]),
+        row["wait"],
+        stale=row["stale"] is True,
+        now=row["now"],
+    )
 
 
 async def set_step(connection: Connection, tenant: TenantId, step: Step) -> None:
     """Writes what is being done."""
     await connection.execute(
-        "UPDATE tombstones SET step = $2 WHERE tenant_id = $1 AND state = 'running'", tenant, step
+        "UPDATE tombstones SET step = $2, retries = 0, message = ''"
+        " WHERE tenant_id = $1 AND state = 'running' AND step <> $2",
+        tenant,
+        step,
     )
 
 
@@ -129,16 +138,28 @@ async def keep(connection: Connection, tenant: TenantId, evidence: Mapping[str, 
     )
 
 
-async def set_key(
-    connection: Connection, tenant: TenantId, sealed_key: bytes, expires_at: datetime | None
+async def keep_once(
+    connection: Connection, tenant: TenantId, service: str, receipt: Mapping[str, Any]
 ) -> None:
-    """Replaces the key that the deletion acts with."""
+    """Adds what a service has erased, unless it is there already."""
     await connection.execute(
-        "UPDATE tombstones SET sealed_key = $2, key_expires_at = $3"
+        "UPDATE tombstones SET evidence = evidence || jsonb_build_object('services',"
+        "  jsonb_build_object($2::text, $3::jsonb) || coalesce(evidence->'services', '{}'))"
         " WHERE tenant_id = $1 AND state = 'running'",
         tenant,
-        sealed_key,
-        expires_at,
+        service,
+        json.dumps(dict(receipt)),
+    )
+
+
+async def set_key(connection: Connection, tenant: TenantId, key: SealedKey) -> None:
+    """Replaces the key that the deletion acts with."""
+    await connection.execute(
+        "UPDATE tombstones SET sealed_key = $2, key_renew_at = $3"
+        " WHERE tenant_id = $1 AND state = 'running'",
+        tenant,
+        key.sealed,
+        key.renew_time,
     )
 
 
@@ -169,7 +190,7 @@ async def end(connection: Connection, tenant: TenantId, certificate: str) -> Non
     """Ends the deletion, with its certificate; the key and what was found out go."""
     await connection.execute(
         "UPDATE tombstones SET state = 'succeeded', certificate = $2, ended_at = now(),"
-        " message = '', sealed_key = NULL, key_expires_at = NULL, evidence = '{}'"
+        " message = '', sealed_key = NULL, key_renew_at = NULL, evidence = '{}'"
         " WHERE tenant_id = $1 AND state = 'running'",
         tenant,
         certificate,
@@ -197,7 +218,6 @@ def _tombstone(row: asyncpg.Record) -> Tombstone:
         message=row["message"],
         request_time=row["requested_at"],
         end_time=row["ended_at"],
-        key_expire_time=row["key_expires_at"],
         evidence=json.loads(row["evidence"]),
         certificate=row["certificate"],
     )

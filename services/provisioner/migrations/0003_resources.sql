@@ -162,9 +162,9 @@ CREATE TABLE tombstones (
     message       text NOT NULL DEFAULT '',
     requested_at  timestamptz NOT NULL DEFAULT now(),
     next_try_at   timestamptz NOT NULL DEFAULT now(),
-    -- The key it acts with; gone when it has ended.
+    -- The key it acts with, and when that is to be replaced; gone when it has ended.
     sealed_key    bytea,
-    key_expires_at timestamptz,
+    key_renew_at  timestamptz,
     -- What the certificate will say, as far as it is known.
     evidence      jsonb NOT NULL DEFAULT '{}',
     certificate   text,
@@ -222,7 +222,7 @@ BEGIN
 END $$;
 -- The tenant's own transactions begin a deletion, and never open its key.
 GRANT SELECT (tenant_id, operation_id, token_digest, state, step, retries, message, requested_at, next_try_at,
-              key_expires_at, evidence, certificate, ended_at),
+              key_renew_at, evidence, certificate, ended_at),
     INSERT, UPDATE ON tombstones TO provisioner_tenant;
 GRANT SELECT, INSERT, UPDATE ON tombstones TO provisioner_service;
 GRANT INSERT (kek_id) ON key_encryption_keys TO provisioner_tenant;

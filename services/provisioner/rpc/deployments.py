@@ -88,10 +88,12 @@ class DeploymentsRpc(Part):
     async def DeleteDeployment(
         self, request: pb2.DeleteDeploymentRequest, context: Any
     ) -> pb2.DeleteDeploymentResponse:
-        operation = await self.service.deletion.delete(
+        operation, token = await self.service.deletion.delete(
             current_principal().tenant, bearer(), named(request.deployment_id)
         )
-        return pb2.DeleteDeploymentResponse(operation=operation_message(operation))
+        return pb2.DeleteDeploymentResponse(
+            operation=operation_message(operation), certificate_token=token
+        )
 
     async def GetOperation(
         self, request: pb2.GetOperationRequest, context: Any

@@ -52,7 +52,7 @@ _KINDS: Mapping[OperationKind, "pb2.OperationKind.ValueType"] = {
     OperationKind.BACK_UP: pb2.OPERATION_KIND_BACK_UP,
     OperationKind.DELETE_TENANT: pb2.OPERATION_KIND_DELETE_TENANT,
 }
-_OPERATION_STATES: Mapping[OperationState, "pb2.OperationState.ValueType"] = {
+OPERATION_STATES: Final[Mapping[OperationState, "pb2.OperationState.ValueType"]] = {
     OperationState.RUNNING: pb2.OPERATION_STATE_RUNNING,
     OperationState.SUCCEEDED: pb2.OPERATION_STATE_SUCCEEDED,
     OperationState.FAILED: pb2.OPERATION_STATE_FAILED,
@@ -172,7 +172,7 @@ def operation_message(operation: Operation) -> pb2.Operation:
         operation_id=operation.operation_id,
         deployment_id=operation.deployment_id,
         kind=_KINDS[operation.kind],
-        state=_OPERATION_STATES[operation.state],
+        state=OPERATION_STATES[operation.state],
         step=operation.step,
         retries=operation.retries,
         message=operation.message,
