@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -16,8 +17,10 @@ from services.provisioner.domain import DatabaseAddress, DatabaseRole
 from services.provisioner.drivers import guard, postgres_process
 from services.provisioner.drivers.local import LocalDriver, remove_home
 from services.provisioner.drivers.port_range import PortRange
+from services.provisioner.drivers.protocol import Login
 from services.provisioner.master_secret import MasterSecret
 from services.shared.ids import DeploymentId, new_deployment_id
+from tests.local_databases import open_session, wanted
 
 CAP_MILLISECONDS = 1_000
 # The cap, the guard's grace and pause, and patience with a busy machine; the statements that must
@@ -40,8 +43,8 @@ class Target:
         self.address = address
         self.deployment = own
 
-    def password(self, role: DatabaseRole) -> str:
-        return self.driver.password(self.deployment, role, 1)
+    def login(self, role: DatabaseRole) -> Login:
+        return self.driver.login(self.deployment, role, 1)
 
 
 @pytest.fixture(scope="module")
@@ -58,30 +61,24 @@ async def target(home: Path) -> Target:
     secret = MasterSecret(b"a secret that guards nothing at all")
     driver = LocalDriver(home, secret, PortRange(20_000, 31_999), CAP_MILLISECONDS)
     deployment = new_deployment_id()
-    return Target(driver, await driver.ensure(deployment, 1, None), deployment)
+    return Target(driver, await driver.ensure(wanted(deployment)), deployment)
 
 
 @pytest.fixture
 async def connect(target: Target) -> AsyncIterator[Open]:
     opened = []
 
-    async def open_session(
+    async def connected(
         role: DatabaseRole, password: str | None = None, database: str = "app"
-    ) -> "asyncpg.Connection[asyncpg.Record]":
-        session = await when_recovered(
-            lambda: asyncpg.connect(
-                host=target.address.host,
-                port=target.address.port,
-                user=role.value,
-                password=password or target.password(role),
-                database=database,
-                ssl=False,
-            )
-        )
+    ) -> Session:
+        login = target.login(role)
+        if password is not None:
+            login = replace(login, password=password)
+        session = await when_recovered(lambda: open_session(target.address, login, database))
         opened.append(session)
         return session
 
-    yield open_session
+    yield connected
     for session in opened:
         with contextlib.suppress(asyncpg.InterfaceError, asyncpg.PostgresError, OSError):
             await session.close(timeout=2)
@@ -101,8 +98,12 @@ FORBIDDEN = {
     "export a large object": "SELECT lo_export(1, '/tmp/bulkhead-attack')",
     "create a role": "CREATE ROLE intruder LOGIN",
     "make itself superuser": "ALTER ROLE writer SUPERUSER",
-    "let itself connect more often": "ALTER ROLE reader CONNECTION LIMIT 100",
-    "change the other role's password": "ALTER ROLE guard PASSWORD 'x'",
+    "let itself connect more often": "ALTER ROLE reader_a CONNECTION LIMIT 100",
+    "let its role log in": "ALTER ROLE writer LOGIN",
+    "change the guard's password": "ALTER ROLE guard PASSWORD 'x'",
+    "change the next login's password": "ALTER ROLE writer_b PASSWORD 'x'",
+    "become the next login": "SET ROLE writer_b",
+    "let others be it": "GRANT writer_a TO writer_b",
     "drop a role": "DROP ROLE guard",
     "create a database": "CREATE DATABASE other",
     "change its database": "ALTER DATABASE app SET statement_timeout = 0",
@@ -212,7 +213,7 @@ async def test_the_server_refuses_everyone_without_the_right_password(
         with pytest.raises(asyncpg.InvalidPasswordError):
             await connect(role, password="wrong")
     for user in ("postgres", "guard", "nobody"):
-        for password in ("", "postgres", target.password(WRITER)):
+        for password in ("", "postgres", target.login(WRITER).password):
             with pytest.raises(asyncpg.PostgresError):
                 await asyncpg.connect(
                     host=target.address.host,
@@ -299,6 +300,12 @@ async def test_code_that_will_not_be_cancelled_is_ended_with_its_session(connect
     assert await ended_after(session.execute(stubborn)) < BOUND_SECONDS
 
 
+SETTINGS = (
+    "SELECT unnest(setconfig) AS setting FROM pg_db_role_setting ORDER BY setrole::regrole::text, 1"
+)
+OURS = ["role=reader", "role=reader", "role=writer", "role=writer"]
+
+
 @pytest.mark.promise("P-02")
 @pytest.mark.parametrize(
     "change", ["ALTER ROLE {} SET {} = 0", "ALTER ROLE {} IN DATABASE app SET {} = 0"]
@@ -308,12 +315,17 @@ async def test_a_role_cannot_keep_defaults_of_its_own(
     connect: Open, role: DatabaseRole, change: str
 ) -> None:
     session = await connect(role)
-    await session.execute(change.format(role.value, "statement_timeout"))
+    for mine in (role.value, f"{role.value}_a"):
+        # Either is changed by itself alone.
+        await session.execute(f"SET ROLE {'NONE' if mine != role.value else mine}")
+        await session.execute(change.format(mine, "statement_timeout"))
+    await session.execute(f"ALTER ROLE {role.value}_a RESET role")
     async with asyncio.timeout(30):
-        while await session.fetchval("SELECT count(*) FROM pg_db_role_setting"):
+        while [row["setting"] for row in await session.fetch(SETTINGS)] != OURS:
             await asyncio.sleep(0.05)
     fresh = await connect(role)
     assert await fresh.fetchval("SHOW statement_timeout") == f"{CAP_MILLISECONDS // 1000}s"
+    assert await fresh.fetchval("SELECT current_user") == role.value
 
 
 async def when_recovered(open_session: Callable[[], Awaitable[Session]]) -> Session:
@@ -342,20 +354,28 @@ async def comes_in(connect: Open, role: DatabaseRole, password: str | None = Non
 @pytest.mark.promise("P-02")
 async def test_a_role_cannot_keep_a_password_of_its_own(connect: Open) -> None:
     session = await connect(WRITER)
-    await session.execute("ALTER ROLE writer PASSWORD 'mine'")
+    await session.execute("SET ROLE NONE; ALTER ROLE writer_a PASSWORD 'mine'")
     intruder = await connect(WRITER, password="mine")
     await comes_in(connect, WRITER)
     with pytest.raises(asyncpg.InvalidPasswordError):
         await connect(WRITER, password="mine")
     # Sessions that may have been opened with it are out.
     for one in (session, intruder):
+        await is_ended(one)
+
+
+async def is_ended(session: Session) -> None:
+    """Returns when the server has ended the session."""
+    async with asyncio.timeout(30):
         with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError)):
-            await one.fetchval("SELECT 1")
+            while True:
+                await session.fetchval("SELECT 1")
+                await asyncio.sleep(0.02)
 
 
 async def becomes_old(session: Session) -> None:
     """Returns when `session` is too old to have come in by a password that is changed from now."""
-    margin = "current_setting('authentication_timeout')::interval + interval '2 s'"
+    margin = "current_setting('authentication_timeout')::interval + interval '4 s'"
     own = "FROM pg_stat_activity WHERE pid = pg_backend_pid()"
     async with asyncio.timeout(30):
         while await session.fetchval(f"SELECT clock_timestamp() - backend_start < {margin} {own}"):
@@ -367,11 +387,10 @@ async def test_changing_the_password_does_not_end_older_sessions_of_the_role(con
     attacker, innocent = await connect(READER), await connect(READER)
     await becomes_old(innocent)
     for _ in range(3):
-        await attacker.execute("ALTER ROLE reader PASSWORD 'mine'")
+        await attacker.execute("SET ROLE NONE; ALTER ROLE reader_a PASSWORD 'mine'")
         intruder = await connect(READER, "mine")
         await comes_in(connect, READER)
-        with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError)):
-            await intruder.fetchval("SELECT 1")
+        await is_ended(intruder)
     assert await innocent.fetchval("SELECT 1") == 1
 
 
@@ -381,11 +400,10 @@ async def test_an_old_session_cannot_hold_a_password_with_an_open_transaction(
 ) -> None:
     session = await connect(WRITER)
     await becomes_old(session)
-    change = "ALTER ROLE writer PASSWORD 'mine'"
-    await session.execute(f"{change}; COMMIT; BEGIN; {change}")
+    change = "ALTER ROLE writer_a PASSWORD 'mine'"
+    await session.execute(f"SET ROLE NONE; {change}; COMMIT; BEGIN; {change}")
     await comes_in(connect, WRITER)
-    with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError)):
-        await session.fetchval("SELECT 1")
+    await is_ended(session)
 
 
 # What no timeout, no cancel and no pg_terminate_backend ends: C code that does not look for them.
@@ -410,14 +428,13 @@ async def test_code_that_does_not_look_whether_it_should_end_is_killed(
 @pytest.mark.promise("P-02")
 async def test_code_that_cannot_be_ended_does_not_hold_a_password(connect: Open) -> None:
     session = await connect(WRITER)
-    change = "ALTER ROLE writer PASSWORD 'mine'"
+    change = "ALTER ROLE writer_a PASSWORD 'mine'"
     begun = time.monotonic()
-    held = session.execute(f"{change}; COMMIT; BEGIN; {change}; {DEAF}")
+    held = session.execute(f"SET ROLE NONE; {change}; COMMIT; BEGIN; {change}; {DEAF}")
     running = asyncio.ensure_future(ended_after(held))
     intruder = await comes_in(connect, WRITER, "mine")
     await running
-    with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError)):
-        await intruder.fetchval("SELECT 1")
+    await is_ended(intruder)
     again = await comes_in(connect, WRITER)
     assert time.monotonic() - begun < BOUND_SECONDS + 2 * KILLED_SECONDS
     with pytest.raises(asyncpg.InvalidPasswordError):
@@ -512,7 +529,7 @@ async def test_the_cap_holds_after_a_restart_of_the_server(
     connect: Open, target: Target, home: Path
 ) -> None:
     await postgres_process.stop(home / target.deployment)
-    target.address = await target.driver.ensure(target.deployment, 1, target.address.port)
+    target.address = await target.driver.ensure(wanted(target.deployment, target.address.port))
     session = await connect(WRITER)
     await session.execute("SET statement_timeout = 0")
     assert await ended_after(session.execute("SELECT pg_sleep(60)")) < BOUND_SECONDS

@@ -24,6 +24,7 @@ from services.provisioner.drivers.port_range import PortRange
 from services.provisioner.drivers.postgres_process import HOST, Blueprint, ServerError
 from services.provisioner.master_secret import MasterSecret
 from services.shared.ids import DeploymentId, new_deployment_id
+from tests.local_databases import open_session, wanted
 
 SECRET = MasterSecret(b"a secret that guards nothing at all")
 PORTS = PortRange(20_000, 31_999)
@@ -60,14 +61,7 @@ async def connect(
     address: DatabaseAddress,
     role: DatabaseRole = DatabaseRole.WRITER,
 ) -> "asyncpg.Connection[asyncpg.Record]":
-    return await asyncpg.connect(
-        host=address.host,
-        port=address.port,
-        user=role.value,
-        password=driver.password(deployment, role, 1),
-        database="app",
-        ssl=False,
-    )
+    return await open_session(address, driver.login(deployment, role, 1))
 
 
 def server_pid(home: Path, deployment: DeploymentId) -> int:
@@ -99,11 +93,11 @@ async def test_two_deployments_share_no_process_no_directory_no_port_and_no_pass
     driver: LocalDriver, home: Path
 ) -> None:
     one, two = new_deployment_id(), new_deployment_id()
-    addresses = await asyncio.gather(driver.ensure(one, 1, None), driver.ensure(two, 1, None))
+    addresses = await asyncio.gather(driver.ensure(wanted(one)), driver.ensure(wanted(two)))
     assert addresses[0].port != addresses[1].port
     assert server_pid(home, one) != server_pid(home, two)
     for role in DatabaseRole:
-        assert driver.password(one, role, 1) != driver.password(two, role, 1)
+        assert driver.login(one, role, 1).password != driver.login(two, role, 1).password
     for deployment in (one, two):
         status = (home / deployment).stat()
         assert stat.S_IMODE(status.st_mode) == 0o700
@@ -134,10 +128,10 @@ async def test_the_template_is_made_when_servers_may_not_enter_the_folder_of_tem
 async def test_ensuring_again_adopts_the_running_server(
     driver: LocalDriver, home: Path, deployment: DeploymentId
 ) -> None:
-    address = await driver.ensure(deployment, 1, None)
+    address = await driver.ensure(wanted(deployment))
     pid = server_pid(home, deployment)
     # Another driver on the same home is what a provisioner is after its own restart.
-    again = await local_driver(home).ensure(deployment, 1, address.port)
+    again = await local_driver(home).ensure(wanted(deployment, address.port))
     assert (again, server_pid(home, deployment)) == (address, pid)
 
 
@@ -145,7 +139,7 @@ async def test_many_who_ensure_at_once_make_one_server(
     home: Path, deployment: DeploymentId
 ) -> None:
     drivers = [local_driver(home) for _ in range(6)]
-    addresses = await asyncio.gather(*(one.ensure(deployment, 1, None) for one in drivers))
+    addresses = await asyncio.gather(*(one.ensure(wanted(deployment)) for one in drivers))
     assert len(set(addresses)) == 1
     masters = [
         process
@@ -158,7 +152,7 @@ async def test_many_who_ensure_at_once_make_one_server(
 async def test_a_killed_server_comes_back_with_its_data_on_its_port(
     driver: LocalDriver, home: Path, deployment: DeploymentId
 ) -> None:
-    address = await driver.ensure(deployment, 1, None)
+    address = await driver.ensure(wanted(deployment))
     connection = await connect(driver, deployment, address)
     await connection.execute("CREATE TABLE kept AS SELECT 42 AS answer")
     await connection.close()
@@ -166,7 +160,7 @@ async def test_a_killed_server_comes_back_with_its_data_on_its_port(
     os.kill(pid, signal.SIGKILL)
     await eventually(lambda: postgres_process.running(home / deployment) is None)
     assert await driver.exists(deployment) is None
-    again = await driver.ensure(deployment, 1, address.port)
+    again = await driver.ensure(wanted(deployment, address.port))
     assert again == address
     assert server_pid(home, deployment) != pid
     connection = await connect(driver, deployment, again)
@@ -177,13 +171,13 @@ async def test_a_killed_server_comes_back_with_its_data_on_its_port(
 async def test_a_port_that_someone_else_took_is_left_to_them(
     driver: LocalDriver, home: Path, deployment: DeploymentId
 ) -> None:
-    address = await driver.ensure(deployment, 1, None)
+    address = await driver.ensure(wanted(deployment))
     await postgres_process.stop(home / deployment)
     with socket.socket() as squatter:
         squatter.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         squatter.bind((HOST, address.port))
         squatter.listen()
-        again = await driver.ensure(deployment, 1, address.port)
+        again = await driver.ensure(wanted(deployment, address.port))
     assert again.port != address.port
     await (await connect(driver, deployment, again)).close()
 
@@ -191,7 +185,7 @@ async def test_a_port_that_someone_else_took_is_left_to_them(
 async def test_a_recycled_process_id_is_neither_adopted_nor_killed(
     driver: LocalDriver, home: Path, deployment: DeploymentId
 ) -> None:
-    address = await driver.ensure(deployment, 1, None)
+    address = await driver.ensure(wanted(deployment))
     pid_file = home / deployment / "postmaster.pid"
     lines = pid_file.read_text().splitlines()
     await postgres_process.stop(home / deployment)
@@ -199,7 +193,7 @@ async def test_a_recycled_process_id_is_neither_adopted_nor_killed(
     try:
         pid_file.write_text("\n".join([str(bystander.pid), *lines[1:]]) + "\n")
         assert postgres_process.running(home / deployment) is None
-        await driver.ensure(deployment, 1, address.port)
+        await driver.ensure(wanted(deployment, address.port))
         await driver.destroy(deployment)
         assert bystander.returncode is None
     finally:
@@ -220,13 +214,13 @@ async def test_killed_in_the_middle_of_ensure_the_next_one_completes_it(
     deployment = new_deployment_id()
     script = (
         "import asyncio, sys; from pathlib import Path;"
-        "from tests.lifecycle.test_local_postgres import local_driver;"
+        "from tests.lifecycle.test_local_postgres import local_driver, wanted;"
         "print('now', flush=True);"
-        "asyncio.run(local_driver(Path(sys.argv[1])).ensure(sys.argv[2], 1, None))"
+        "asyncio.run(local_driver(Path(sys.argv[1])).ensure(wanted(sys.argv[2])))"
     )
     await killed_after(moment * 0.025, script, str(home), deployment)
     driver = local_driver(home)
-    address = await driver.ensure(deployment, 1, None)
+    address = await driver.ensure(wanted(deployment))
     await (await connect(driver, deployment, address)).close()
     assert await driver.exists(deployment) == address
     await driver.destroy(deployment)
@@ -258,7 +252,7 @@ def assert_nothing_is_left(home: Path, deployment: DeploymentId) -> None:
 async def test_destroying_leaves_no_file_and_no_process(
     driver: LocalDriver, home: Path, deployment: DeploymentId
 ) -> None:
-    address = await driver.ensure(deployment, 1, None)
+    address = await driver.ensure(wanted(deployment))
     connection = await connect(driver, deployment, address)
     assert deployment in await driver.found()
     await driver.destroy(deployment)
@@ -310,7 +304,7 @@ async def test_a_deployment_takes_the_spare_and_the_next_one_is_made(
     for _ in range(2):
         await eventually(spare.exists)
         deployment, was = new_deployment_id(), inode(spare)
-        address = await driver.ensure(deployment, 1, None)
+        address = await driver.ensure(wanted(deployment))
         assert inode(home / deployment) == was
         await (await connect(driver, deployment, address)).close()
         await driver.destroy(deployment)
@@ -322,7 +316,7 @@ async def test_many_who_ensure_at_once_share_no_spare(
 ) -> None:
     deployments = [new_deployment_id() for _ in range(4)]
     assert spares(home) == [spare]
-    await asyncio.gather(*(driver.ensure(one, 1, None) for one in deployments))
+    await asyncio.gather(*(driver.ensure(wanted(one)) for one in deployments))
     assert len({server_pid(home, one) for one in deployments}) == len(deployments)
     assert len({inode(home / one) for one in deployments}) == len(deployments)
 
@@ -345,7 +339,7 @@ async def test_a_spare_of_another_template_is_removed(
     keeping.cancel()
     with pytest.raises(asyncio.CancelledError):
         await keeping
-    await driver.ensure(deployment, 1, None)
+    await driver.ensure(wanted(deployment))
     assert spares(home) == []
 
 
@@ -362,7 +356,7 @@ async def test_a_spare_is_whole_or_not_there_whenever_its_maker_is_killed(
     await killed_after(moment * 0.04, script, str(home))
     for _ in range(2):
         deployment = new_deployment_id()
-        address = await driver.ensure(deployment, 1, None)
+        address = await driver.ensure(wanted(deployment))
         await (await connect(driver, deployment, address)).close()
         await driver.destroy(deployment)
     assert spares(home) == []
@@ -371,21 +365,21 @@ async def test_a_spare_is_whole_or_not_there_whenever_its_maker_is_killed(
 async def test_a_guard_that_ends_is_missed_and_started_again(
     driver: LocalDriver, home: Path, deployment: DeploymentId
 ) -> None:
-    address = await driver.ensure(deployment, 1, None)
+    address = await driver.ensure(wanted(deployment))
     guard.end(home / deployment)
     server = postgres_process.running(home / deployment)
     assert server is not None
     await eventually(lambda: not guard.alive(home / deployment, server))
     assert await driver.exists(deployment) is None
-    await driver.ensure(deployment, 1, address.port)
+    await driver.ensure(wanted(deployment, address.port))
     assert await driver.exists(deployment) == address
 
 
 async def test_no_password_stands_in_any_file_or_argument(
     driver: LocalDriver, home: Path, deployment: DeploymentId
 ) -> None:
-    await driver.ensure(deployment, 1, None)
-    secrets = [driver.password(deployment, role, 1).encode() for role in DatabaseRole]
+    await driver.ensure(wanted(deployment))
+    secrets = [driver.login(deployment, role, 1).password.encode() for role in DatabaseRole]
     for path in (home / deployment).rglob("*"):
         if path.is_file():
             content = path.read_bytes()
@@ -399,7 +393,7 @@ async def test_a_server_starts_with_nothing_of_our_environment(
     driver: LocalDriver, home: Path, deployment: DeploymentId, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BULKHEAD_POSTGRES_PASSWORD_FILE", "/nowhere")
-    await driver.ensure(deployment, 1, None)
+    await driver.ensure(wanted(deployment))
     variables = psutil.Process(server_pid(home, deployment)).environ()
     assert not [name for name in variables if name.startswith("BULKHEAD")]
 

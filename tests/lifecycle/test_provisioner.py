@@ -26,6 +26,7 @@ from services.provisioner.server import compose
 from services.provisioner.settings import Settings
 from services.shared.ids import new_deployment_id
 from services.shared.postgres import connect
+from tests import local_databases
 from tests.conftest import StartMesh
 from tests.mesh import PATIENCE_SECONDS, Customer, Mesh, bearer, fresh_id
 from tests.refusals import expect_refused
@@ -160,8 +161,11 @@ async def test_servers_outlive_the_provisioner_and_are_adopted(
 ) -> None:
     deployment = await mesh.deployment(customer)
     before = await connection(mesh, customer, deployment.deployment_id)
-    pid = server_pid(mesh, deployment.deployment_id)
-    session = await asyncpg.connect(before.uri)
+    server = postgres_process.running(servers(mesh) / deployment.deployment_id)
+    assert server is not None
+    pid = server.pid
+    # To the server itself, for the port in the string is the provisioner's own.
+    session = await asyncpg.connect(before.uri, port=server.port)
     async with without(mesh, "provisioner"):
         assert await session.fetchval("SELECT 1") == 1
     assert await connection(mesh, customer, deployment.deployment_id) == before
@@ -374,7 +378,7 @@ async def test_a_server_that_no_row_knows_is_removed(mesh: Mesh) -> None:
     driver = LocalDriver(servers(mesh), secret, PortRange(20_000, 31_999), 30_000)
     stray = new_deployment_id()
     async with without(mesh, "provisioner"):
-        await driver.ensure(stray, 1, None)
+        await driver.ensure(local_databases.wanted(stray))
         assert server_pid(mesh, stray) is not None
     await eventually(lambda: left_of(mesh, stray) == [])
     assert server_pid(mesh, stray) is None

@@ -1,6 +1,7 @@
-"""The guard of a local server: a session that ends overlong statements, beside the server (P-02).
+"""The guard of a local server: sessions that keep the cap and the quota, beside it (P-02, P-03).
 
-Postgres lets every role raise its own statement_timeout, so the cap is kept by someone else. The
+Postgres lets every role raise its own statement_timeout, and the owner of a table do anything with
+it, so both are kept by someone else: each in a session of its own, that none waits for another. The
 guard belongs to the server, not to the provisioner: it starts after it, outlives the provisioner,
 comes back after a crash of the server, and ends with it.
 """
@@ -14,7 +15,7 @@ from time import monotonic
 import psutil
 
 from services.provisioner.drivers.folder_lock import locked
-from services.provisioner.drivers.local_database import GUARD, MAINTENANCE
+from services.provisioner.drivers.local_database import DATABASE, GUARD, MAINTENANCE
 from services.provisioner.drivers.postgres_install import binaries
 from services.provisioner.drivers.postgres_process import HOST, RunningServer
 from services.provisioner.drivers.server_command import ServerError, detach
@@ -29,12 +30,13 @@ _START_SECONDS = 5.0
 _POLL_SECONDS = 0.002
 _NAME = "bulkhead-guard"
 _PID_NAME = "bulkhead.guard"
-# The newest guard is the one whose process id stands in the file, and it ends the sessions of the
-# others. One that cannot come back within 30 tries is started anew by the provisioner. Only a child
-# of this very server is killed. The server then ends every session, the guard's too, and recovers;
-# therefore a session that began to watch makes good for all tries before it.
+# Each of its two sessions has a loop of its own. The newest guard is the one whose process id
+# stands in the file, and it ends the sessions of the others. One that cannot come back within 30
+# tries is started anew by the provisioner. Only a child of this very server is killed. The server
+# then ends every session, the guard's too, and recovers; therefore a session that began to watch
+# makes good for all tries before it.
 _LOOP = """\
-directory=$1 file=$1/$2 server=$3 psql=$4 where=$5 watch=$6
+directory=$1 file=$1/$2 server=$3 psql=$4
 parent() {
     if read -r stat <"/proc/$1/stat"; then
         set -- ${stat##*) }
@@ -57,13 +59,17 @@ obey() {
     done
     return $watched
 }
+keep() {
+    tries=0
+    while [ $tries -lt 30 ] && kill -0 "$server" && [ "$(cat "$file")" = $$ ]; do
+        tries=$((tries + 1))
+        "$psql" -X -q -d "$1" -c "$2" 2>&1 >/dev/null | obey && tries=0
+        sleep 1
+    done
+}
 echo $$ >"$file"
-tries=0
-while [ $tries -lt 30 ] && kill -0 "$server" && [ "$(cat "$file")" = $$ ]; do
-    tries=$((tries + 1))
-    "$psql" -X -q -d "$where" -c "$watch" 2>&1 >/dev/null | obey && tries=0
-    sleep 1
-done
+keep "$7" "$8" &
+keep "$5" "$6"
 """
 _OPTIONS = (
     "-c statement_timeout=0 -c lock_timeout=200 -c client_min_messages=notice "
@@ -79,14 +85,15 @@ async def start(
     Raises:
         ServerError: it could not be started.
     """
-    where = (
-        f"host={HOST} port={server.port} dbname={MAINTENANCE} user={GUARD} sslmode=disable "
-        f"gssencmode=disable require_auth=scram-sha-256 connect_timeout=5 application_name={GUARD}"
-    )
     late = cap_milliseconds + GRACE_MILLISECONDS
-    watch = f"CALL bulkhead.watch('{late} ms', '{PAUSE_MILLISECONDS} ms')"
     loop = ("/bin/sh", "-c", _LOOP, _NAME, str(directory), _PID_NAME, str(server.pid))
-    psql = (str(binaries() / "psql"), where, watch)
+    psql = (
+        str(binaries() / "psql"),
+        _where(server, MAINTENANCE),
+        f"CALL bulkhead.watch('{late} ms', '{PAUSE_MILLISECONDS} ms')",
+        _where(server, DATABASE),
+        f"CALL bulkhead.watch_quota('{PAUSE_MILLISECONDS} ms')",
+    )
     variables = {"PGPASSWORD": password, "PGPASSFILE": "/dev/null", "PGOPTIONS": _OPTIONS}
     async with locked(directory) as lock:
         if not alive(directory, server):
@@ -96,6 +103,13 @@ async def start(
                 lock,
             )
             await _appears(directory, server)
+
+
+def _where(server: RunningServer, database: str) -> str:
+    return (
+        f"host={HOST} port={server.port} dbname={database} user={GUARD} sslmode=disable "
+        f"gssencmode=disable require_auth=scram-sha-256 connect_timeout=5 application_name={GUARD}"
+    )
 
 
 async def _appears(directory: Path, server: RunningServer) -> None:

@@ -1,10 +1,10 @@
 """The `local` database driver: a Postgres server process per deployment, on this machine (P-01)."""
 
 import asyncio
-import json
 import re
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import asyncpg
@@ -12,6 +12,7 @@ import structlog
 
 from services.provisioner.domain import DatabaseAddress, DatabaseRole, deployment_id
 from services.provisioner.drivers import guard, local_database, postgres_process
+from services.provisioner.drivers.local_copies import LocalCopies
 from services.provisioner.drivers.port_range import PortRange
 from services.provisioner.drivers.postgres_process import (
     HOST,
@@ -21,14 +22,14 @@ from services.provisioner.drivers.postgres_process import (
     RunningServer,
     ServerError,
 )
-from services.provisioner.drivers.protocol import DriverError
+from services.provisioner.drivers.protocol import DriverError, Login, Measured, WantedDatabase
 from services.provisioner.drivers.scram import verifier
+from services.provisioner.drivers.superuser import Prepared, Superuser, prepared
 from services.provisioner.master_secret import MasterSecret
 from services.shared.ids import DeploymentId
 
 DATABASE = local_database.DATABASE
-_PREPARED_NAME = "bulkhead.prepared"
-_CONNECT_SECONDS = 5.0
+_FAILURES = (ServerError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
 _PORT_TRIES = 8
 _ALSO_LEFT = r"(?:\.(?:lock|partial|doomed))?"
 _LEFT_BY_A_SERVER = re.compile(rf"\.?(dep_[0-9a-z]{{26}}){_ALSO_LEFT}")
@@ -36,13 +37,16 @@ _LEFT_BY_A_SPARE = re.compile(rf"\.?(template-[0-9a-f]{{16}}\.spare){_ALSO_LEFT}
 _SPARE_RETRY_SECONDS = 10.0
 
 _SETTINGS = {
-    "max_connections": "25",
+    # Both turns of both logins, the guard's four, and three that are kept for the superuser.
+    "max_connections": "43",
     # Whoever connects and says nothing holds a place only so long.
     "authentication_timeout": "5s",
     "shared_buffers": "16MB",
     "temp_file_limit": "256MB",
-    "wal_level": "minimal",
+    # As much as a copy of what runs needs, and no replication protocol for anybody (P-02).
+    "wal_level": "replica",
     "max_wal_senders": "0",
+    "max_replication_slots": "4",
     "max_wal_size": "64MB",
     "min_wal_size": "4MB",
     "max_worker_processes": "2",
@@ -76,22 +80,23 @@ class LocalDriver:
             access=local_database.ACCESS,
             scripts=local_database.scripts(),
         )
+        self._copies = LocalCopies(home, secret)
         self._cloned = asyncio.Event()
 
-    async def ensure(
-        self, deployment: DeploymentId, generation: int, wanted_port: int | None
-    ) -> DatabaseAddress:
+    async def ensure(self, wanted: WantedDatabase) -> DatabaseAddress:
         """Returns where the database is; see the protocol."""
+        deployment = wanted.deployment_id
         directory = self._directory(deployment)
         try:
             if postgres_process.running(directory) is None:
                 await self._clone(directory)
-            server = await self._start(directory, wanted_port)
-            await self._prepare(deployment, directory, server, generation)
+            server = await self._start(directory, wanted.server_port)
+            told = Prepared(wanted.open_generations, wanted.quota_bytes)
+            await self._prepare(deployment, server, told)
             if not guard.alive(directory, server):
-                password = self._password(deployment, local_database.GUARD, generation)
+                password = self._secret.password(deployment, local_database.GUARD)
                 await guard.start(directory, server, password, self._cap)
-        except (ServerError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except _FAILURES as error:
             raise DriverError("the database server is not ready") from error
         finally:
             # Not earlier, for both would be slower.
@@ -102,7 +107,7 @@ class LocalDriver:
         """Returns where the database is when nothing is missing; see the protocol."""
         directory = self._directory(deployment)
         server = postgres_process.running(directory)
-        if server is None or not server.ready or _prepared(directory) is None:
+        if server is None or not server.ready or prepared(directory) is None:
             return None
         return DatabaseAddress(HOST, server.port) if guard.alive(directory, server) else None
 
@@ -117,7 +122,7 @@ class LocalDriver:
 
     async def kept(self, deployment: DeploymentId) -> bool:
         """Whether the data are here; see the protocol."""
-        return _prepared(self._directory(deployment)) is not None
+        return prepared(self._directory(deployment)) is not None
 
     async def destroy(self, deployment: DeploymentId) -> None:
         """Ends the server and removes its files; see the protocol."""
@@ -128,9 +133,54 @@ class LocalDriver:
         except (ServerError, OSError) as error:
             raise DriverError("the database server is not gone") from error
 
-    def password(self, deployment: DeploymentId, role: DatabaseRole, generation: int) -> str:
-        """Returns the password of `role`; nothing stores it (P-02)."""
-        return self._password(deployment, role, generation)
+    def login(self, deployment: DeploymentId, role: DatabaseRole, generation: int) -> Login:
+        """Returns who acts as `role`; nothing stores the password (P-02)."""
+        user = local_database.login(role, generation)
+        return Login(user, self._secret.password(deployment, user, str(generation)))
+
+    async def open_generation(self, deployment: DeploymentId, generation: int) -> None:
+        """Lets a generation's passwords open the database; see the protocol."""
+        told = prepared(self._directory(deployment))
+        if told is not None and generation not in told.open_generations:
+            before = tuple(one for one in told.open_generations if one == generation - 1)
+            opened = (*before, generation)
+            await self._tell(deployment, replace(told, open_generations=opened, whole=True))
+
+    async def close_generation(self, deployment: DeploymentId, generation: int) -> None:
+        """Ends a generation's passwords and sessions; see the protocol."""
+        told = prepared(self._directory(deployment))
+        if told is not None:
+            left = tuple(one for one in told.open_generations if one != generation)
+            await self._tell(deployment, replace(told, open_generations=left, whole=True))
+
+    async def set_quota(self, deployment: DeploymentId, quota_bytes: int) -> None:
+        """Lets the database hold so much from now on; see the protocol."""
+        told = prepared(self._directory(deployment))
+        if told is not None:
+            await self._tell(deployment, replace(told, quota_bytes=quota_bytes, whole=True))
+
+    async def measure(self, deployment: DeploymentId) -> Measured | None:
+        """Returns how the database is; see the protocol."""
+        directory = self._directory(deployment)
+        server, told = postgres_process.running(directory), prepared(directory)
+        if server is None or told is None:
+            return None
+        try:
+            return await self._superuser(deployment, server, told).measure(told.quota_bytes)
+        except _FAILURES as error:
+            raise DriverError("the database server does not say how it is") from error
+
+    async def branch(self, source: DeploymentId, target: DeploymentId) -> None:
+        """Makes the target's database a copy of the source's; see the protocol."""
+        await self._copies.branch(source, target)
+
+    async def back_up(self, deployment: DeploymentId, file: Path) -> int:
+        """Writes the database into a file; see the protocol."""
+        return await self._copies.back_up(deployment, file)
+
+    async def restore(self, file: Path, target: DeploymentId, source: DeploymentId) -> None:
+        """Makes the target's database what a backup holds; see the protocol."""
+        await self._copies.restore(file, target, source)
 
     async def found(self) -> Sequence[DeploymentId]:
         """Returns every deployment that left something in the home."""
@@ -180,66 +230,58 @@ class LocalDriver:
                 port = self._ports.pick(HOST)
         raise ServerError("every port that was tried is taken")
 
-    async def _prepare(
-        self, deployment: DeploymentId, directory: Path, server: RunningServer, generation: int
-    ) -> None:
-        """Replaces the passwords of the template by the deployment's own, all in one statement."""
-        if _prepared(directory) == generation:
+    async def _tell(self, deployment: DeploymentId, wanted: Prepared) -> None:
+        server = postgres_process.running(self._directory(deployment))
+        if server is None:
             return
-        roles = (*DatabaseRole, local_database.GUARD)
-        passwords = {str(role): self._password(deployment, role, generation) for role in roles}
-        passwords[local_database.SUPERUSER] = self._superuser_password(deployment)
-        # Only verifiers are sent, so that no log and no statistics can hold a password.
-        wanted = {
-            role: verifier(password, self._secret.salt(deployment, role, str(generation)))
-            for role, password in passwords.items()
-        }
-        connection = await self._connect(deployment, server)
         try:
-            await connection.execute("SELECT bulkhead.set_verifiers($1)", json.dumps(wanted))
-        finally:
-            await connection.close(timeout=_CONNECT_SECONDS)
-        partial = directory / f".{_PREPARED_NAME}"
-        partial.write_text(str(generation))
-        partial.rename(directory / _PREPARED_NAME)
+            await self._prepare(deployment, server, wanted)
+        except _FAILURES as error:
+            raise DriverError("the database server did not take it") from error
 
-    async def _connect(
-        self, deployment: DeploymentId, server: RunningServer
-    ) -> "asyncpg.Connection[asyncpg.Record]":
-        """Returns the superuser's connection, by the template's password the first time."""
-        refused: Exception = ServerError("the superuser is refused")
-        for password in (
-            self._secret.password("template"),
-            self._superuser_password(deployment),
-        ):
-            try:
-                return await asyncpg.connect(
-                    host=HOST,
-                    port=server.port,
-                    user=local_database.SUPERUSER,
-                    database=local_database.MAINTENANCE,
-                    password=password,
-                    ssl=False,
-                    timeout=_CONNECT_SECONDS,
-                    command_timeout=_CONNECT_SECONDS,
-                )
-            except asyncpg.InvalidPasswordError as error:
-                refused = error
-        raise refused
+    async def _prepare(
+        self, deployment: DeploymentId, server: RunningServer, wanted: Prepared
+    ) -> None:
+        """Tells the server what it was not told yet."""
+        directory = self._directory(deployment)
+        told = prepared(directory)
+        if told == wanted:
+            return
+        if told is not None:
+            # What is begun must be known to whoever comes after us, if we die.
+            replace(told, whole=False).write(directory)
+        superuser = self._superuser(deployment, server, told)
+        sure = told if told is not None and told.whole else None
+        if sure is None or sure.open_generations != wanted.open_generations:
+            await superuser.set_verifiers(self._verifiers(deployment, wanted.open_generations))
+        if sure is None or sure.quota_bytes != wanted.quota_bytes:
+            await superuser.set_quota(wanted.quota_bytes)
+        wanted.write(directory)
 
-    def _password(self, deployment: DeploymentId, role: str, generation: int) -> str:
-        return self._secret.password(deployment, role, str(generation))
+    def _superuser(
+        self, deployment: DeploymentId, server: RunningServer, told: Prepared | None
+    ) -> Superuser:
+        """A server that was told nothing has the template's password, or was about to lose it."""
+        own = self._secret.password(deployment, local_database.SUPERUSER)
+        if told is None:
+            return Superuser(server, self._secret.password("template"), own)
+        return Superuser(server, own)
 
-    def _superuser_password(self, deployment: DeploymentId) -> str:
-        return self._secret.password(deployment, local_database.SUPERUSER)
+    def _verifiers(
+        self, deployment: DeploymentId, open_generations: Sequence[int]
+    ) -> dict[str, str | None]:
+        """Returns what the server keeps of each password, so that no log can hold one."""
+        wanted: dict[str, str | None] = dict.fromkeys(local_database.LOGINS)
+        for generation in sorted(open_generations):
+            for role in DatabaseRole:
+                user = local_database.login(role, generation)
+                wanted[user] = self._verifier(deployment, user, str(generation))
+        for user in (local_database.GUARD, local_database.SUPERUSER):
+            wanted[user] = self._verifier(deployment, user)
+        return wanted
 
-
-def _prepared(directory: Path) -> int | None:
-    """Returns the generation of the passwords that the server has; None before it has its own."""
-    try:
-        return int((directory / _PREPARED_NAME).read_text())
-    except (OSError, ValueError):
-        return None
+    def _verifier(self, *use: str) -> str:
+        return verifier(self._secret.password(*use), self._secret.salt(*use))
 
 
 async def remove_home(home: Path) -> None:

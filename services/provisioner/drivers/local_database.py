@@ -10,11 +10,26 @@ GUARD = "guard"
 DATABASE = "app"
 MAINTENANCE = "postgres"
 
-# Passwords only, over the loopback interface only, to each role its own database only.
+_TURNS = ("a", "b")
+
+
+def login(role: DatabaseRole, generation: int) -> str:
+    """Returns the login that acts as `role`: two take turns, so that passwords can overlap."""
+    return f"{role}_{_TURNS[(generation - 1) % len(_TURNS)]}"
+
+
+LOGINS = tuple(login(role, generation) for role in DatabaseRole for generation in (1, 2))
+
+# Passwords only, over the loopback interface only, to each login the tenant's database only.
 ACCESS = f"""\
-host {DATABASE} {DatabaseRole.READER},{DatabaseRole.WRITER} {HOST}/32 scram-sha-256
-host {MAINTENANCE} {SUPERUSER},{GUARD} {HOST}/32 scram-sha-256
+host {DATABASE} {",".join(LOGINS)} {HOST}/32 scram-sha-256
+host {DATABASE},{MAINTENANCE} {SUPERUSER},{GUARD} {HOST}/32 scram-sha-256
 """
+
+
+def copied() -> str:
+    """Returns the SQL to run in `MAINTENANCE` of what was copied from another server."""
+    return (Path(__file__).parent / "local_sql" / "copied.sql").read_text()
 
 
 def scripts() -> tuple[tuple[str, str], ...]:
@@ -27,4 +42,5 @@ def scripts() -> tuple[tuple[str, str], ...]:
         (MAINTENANCE, (folder / "roles.sql").read_text()),
         (MAINTENANCE, (folder / "guard.sql").read_text()),
         (DATABASE, (folder / "app.sql").read_text()),
+        (DATABASE, (folder / "quota.sql").read_text()),
     )

@@ -11,9 +11,13 @@ ALTER DEFAULT PRIVILEGES FOR ROLE writer GRANT SELECT ON TABLES TO reader;
 
 ALTER DEFAULT PRIVILEGES FOR ROLE writer GRANT SELECT ON SEQUENCES TO reader;
 
-REVOKE EXECUTE ON FUNCTION lo_creat(integer), lo_create(oid), lo_from_bytea(oid, bytea) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION lo_creat(integer), lo_create(oid), lo_from_bytea(oid, bytea),
+    lo_put(oid, bigint, bytea), lowrite(integer, bytea), lo_truncate(integer, integer),
+    lo_truncate64(integer, bigint) FROM PUBLIC;
 
-GRANT EXECUTE ON FUNCTION lo_creat(integer), lo_create(oid), lo_from_bytea(oid, bytea) TO writer;
+GRANT EXECUTE ON FUNCTION lo_creat(integer), lo_create(oid), lo_from_bytea(oid, bytea),
+    lo_put(oid, bigint, bytea), lowrite(integer, bytea), lo_truncate(integer, integer),
+    lo_truncate64(integer, bigint) TO writer;
 
 REVOKE EXECUTE ON FUNCTION pg_logical_emit_message(boolean, text, text) FROM PUBLIC;
 

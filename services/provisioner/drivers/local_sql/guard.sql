@@ -6,22 +6,30 @@ CREATE SCHEMA bulkhead;
 
 GRANT USAGE ON SCHEMA bulkhead TO guard;
 
-CREATE TABLE bulkhead.verifiers (role name PRIMARY KEY, verifier text NOT NULL);
+-- What the password of each role is: none where the verifier is null. `defaults` is what we have set
+-- for it, as in pg_db_role_setting; everything else there is a tenant's doing.
+CREATE TABLE bulkhead.roles (
+    role name PRIMARY KEY,
+    verifier text,
+    defaults text[],
+    -- A tenant comes in as it.
+    login boolean NOT NULL
+);
 
-CREATE FUNCTION bulkhead.set_verifiers(wanted jsonb) RETURNS void LANGUAGE plpgsql
-SET search_path = pg_catalog AS $$
-DECLARE
-    one record;
-BEGIN
-    FOR one IN SELECT key, value FROM jsonb_each_text(wanted) LOOP
-        INSERT INTO bulkhead.verifiers (role, verifier) VALUES (one.key::name, one.value)
-            ON CONFLICT (role) DO UPDATE SET verifier = excluded.verifier;
-        EXECUTE format('ALTER ROLE %I PASSWORD %L', one.key, one.value);
-    END LOOP;
-END
-$$;
+INSERT INTO bulkhead.roles (role, defaults, login) VALUES
+    ('reader', NULL, false),
+    ('writer', NULL, false),
+    ('reader_a', '{role=reader}', true),
+    ('reader_b', '{role=reader}', true),
+    ('writer_a', '{role=writer}', true),
+    ('writer_b', '{role=writer}', true),
+    ('guard', NULL, false),
+    ('postgres', NULL, false);
 
-REVOKE ALL ON FUNCTION bulkhead.set_verifiers(jsonb) FROM PUBLIC;
+-- What tenants have open.
+CREATE VIEW bulkhead.sessions AS
+    SELECT activity.* FROM pg_stat_activity AS activity
+    JOIN bulkhead.roles ON usename = role WHERE login;
 
 -- Who was told to end, and since when. Not logged: after a crash none of them is left.
 CREATE UNLOGGED TABLE bulkhead.condemned (
@@ -31,7 +39,7 @@ CREATE UNLOGGED TABLE bulkhead.condemned (
     PRIMARY KEY (pid, backend_start)
 );
 
--- From when to when a role may have had a password of its own choosing.
+-- From when to when a role may have had a password of its own choosing, or one that it has no more.
 CREATE UNLOGGED TABLE bulkhead.usurped (
     role name NOT NULL,
     since timestamptz NOT NULL,
@@ -49,18 +57,16 @@ $$;
 -- Whoever changes a role holds this lock on a catalog to the end of the transaction.
 CREATE FUNCTION bulkhead.condemn_holders(catalog regclass) RETURNS void LANGUAGE sql
 SET search_path = pg_catalog AS $$
-    SELECT bulkhead.condemn(array_agg(pid)) FROM pg_locks JOIN pg_stat_activity USING (pid)
+    SELECT bulkhead.condemn(array_agg(pid)) FROM pg_locks JOIN bulkhead.sessions USING (pid)
     WHERE locktype = 'relation' AND relation = catalog AND mode <> 'AccessShareLock' AND granted
-        AND usename IN ('reader', 'writer')
 $$;
 
 REVOKE ALL ON FUNCTION bulkhead.condemn(integer[]), bulkhead.condemn_holders(regclass) FROM PUBLIC;
 
 CREATE FUNCTION bulkhead.end_overlong(cap interval) RETURNS void LANGUAGE sql SECURITY DEFINER
 SET search_path = pg_catalog AS $$
-    SELECT bulkhead.condemn(array_agg(pid)) FROM pg_stat_activity
-    WHERE usename IN ('reader', 'writer')
-        AND state IN ('active', 'fastpath function call')
+    SELECT bulkhead.condemn(array_agg(pid)) FROM bulkhead.sessions
+    WHERE state IN ('active', 'fastpath function call')
         AND query_start < clock_timestamp() - cap
 $$;
 
@@ -87,7 +93,7 @@ DECLARE
     undone boolean := true;
 BEGIN
     FOR one IN
-        SELECT role, verifier FROM bulkhead.verifiers
+        SELECT role, verifier FROM bulkhead.roles
         JOIN pg_authid ON rolname = role WHERE rolpassword IS DISTINCT FROM verifier
     LOOP
         INSERT INTO bulkhead.usurped VALUES (one.role, since);
@@ -117,27 +123,116 @@ SET search_path = pg_catalog AS $$
         - current_setting('authentication_timeout')::interval
 $$;
 
+-- In the catalog itself: no function that acts for another may say ALTER ROLE … SET role.
 CREATE FUNCTION bulkhead.undo_defaults() RETURNS void LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog AS $$
-DECLARE
-    one record;
 BEGIN
-    FOR one IN
-        SELECT setrole::regrole AS role, datname FROM pg_db_role_setting
-        LEFT JOIN pg_database ON pg_database.oid = setdatabase
-        WHERE setrole IN ('reader'::regrole, 'writer'::regrole)
-    LOOP
-        IF one.datname IS NULL THEN
-            EXECUTE format('ALTER ROLE %s RESET ALL', one.role);
-        ELSE
-            EXECUTE format('ALTER ROLE %s IN DATABASE %I RESET ALL', one.role, one.datname);
-        END IF;
-    END LOOP;
+    DELETE FROM pg_db_role_setting USING pg_roles
+        LEFT JOIN bulkhead.roles ON role = rolname
+        WHERE setrole = pg_roles.oid AND (setdatabase <> 0 OR setconfig IS DISTINCT FROM defaults);
+    INSERT INTO pg_db_role_setting (setdatabase, setrole, setconfig)
+        SELECT 0, oid, defaults FROM bulkhead.roles JOIN pg_roles ON rolname = role
+        WHERE defaults IS NOT NULL AND oid NOT IN (
+            SELECT setrole FROM pg_db_role_setting WHERE setdatabase = 0
+        );
 EXCEPTION WHEN OTHERS THEN
     RAISE WARNING '%', SQLSTATE;
     PERFORM bulkhead.condemn_holders('pg_db_role_setting');
 END
 $$;
+
+-- Gives each role in `wanted` its password by the verifier, or none where that is null. Whoever came
+-- in by the one before is ended, from the guard's next round on at the latest. Only whoever holds the
+-- catalog's rows for long can be in the way, and is ended as well.
+CREATE FUNCTION bulkhead.set_verifiers(wanted jsonb) RETURNS void LANGUAGE plpgsql
+SET search_path = pg_catalog AS $$
+DECLARE
+    one record;
+BEGIN
+    LOCK TABLE bulkhead.roles IN SHARE ROW EXCLUSIVE MODE;
+    PERFORM set_config('lock_timeout', '200ms', true);
+    FOR one IN
+        SELECT role, value, login AND verifier IS NOT NULL AS opened FROM jsonb_each_text(wanted)
+        JOIN bulkhead.roles ON role = key::name WHERE verifier IS DISTINCT FROM value
+    LOOP
+        UPDATE bulkhead.roles SET verifier = one.value WHERE role = one.role;
+        INSERT INTO bulkhead.usurped SELECT one.role, '-infinity' WHERE one.opened;
+        FOR try IN 1..20 LOOP
+            BEGIN
+                EXECUTE format('ALTER ROLE %I PASSWORD %L', one.role, one.value);
+                EXIT;
+            EXCEPTION WHEN OTHERS THEN
+                IF try = 20 THEN
+                    RAISE;
+                END IF;
+                PERFORM bulkhead.condemn_holders('pg_authid');
+            END;
+        END LOOP;
+    END LOOP;
+END
+$$;
+
+REVOKE ALL ON FUNCTION bulkhead.set_verifiers(jsonb) FROM PUBLIC;
+
+-- Returns whether anyone is in by a password that `set_verifiers` has replaced.
+CREATE FUNCTION bulkhead.any_outdated() RETURNS boolean LANGUAGE sql
+SET search_path = pg_catalog AS $$
+    SELECT EXISTS (
+        SELECT FROM pg_stat_activity JOIN bulkhead.usurped ON usename = role
+        WHERE since = '-infinity' AND (until IS NULL OR backend_start <= until)
+    )
+$$;
+
+REVOKE ALL ON FUNCTION bulkhead.any_outdated() FROM PUBLIC;
+
+-- What counts to no database's size: files of sorts and joins, the queue of NOTIFY, and the catalogs
+-- of roles. Who holds most of it, or keeps it from being cleared, goes.
+CREATE FUNCTION bulkhead.end_hoarders() RETURNS void LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog AS $$
+BEGIN
+    IF (SELECT sum(size) FROM pg_ls_tmpdir()) > 512 * 1024 * 1024 THEN
+        PERFORM bulkhead.condemn(array_agg(pid)) FROM (
+            SELECT substring(name FROM '^pgsql_tmp([0-9]+)\.')::integer AS pid
+            FROM pg_ls_tmpdir() GROUP BY 1 ORDER BY sum(size) DESC LIMIT 1
+        ) AS largest JOIN bulkhead.sessions USING (pid);
+    END IF;
+    IF pg_notification_queue_usage() > 0.005 THEN
+        PERFORM bulkhead.condemn(array_agg(pid)) FROM bulkhead.sessions
+            WHERE xact_start < clock_timestamp() - interval '1 s';
+    END IF;
+    IF pg_tablespace_size('pg_global') > 64 * 1024 * 1024 THEN
+        PERFORM bulkhead.condemn_holders('pg_db_role_setting');
+        PERFORM bulkhead.condemn_holders('pg_authid');
+    END IF;
+END
+$$;
+
+-- When a tenant's session last did anything, in microseconds since 1970, as far as it was seen.
+CREATE SEQUENCE bulkhead.seen MINVALUE 0 START 0;
+
+-- Returns how the database `app` is, and a number that grows whenever a tenant's session does
+-- anything: by what is seen of those that are there, and by the statistics of those that came and
+-- went. The guard's rounds and autovacuum's work change neither.
+CREATE FUNCTION bulkhead.measure(
+    OUT used_bytes bigint, OUT busy boolean, OUT statements bigint
+) LANGUAGE plpgsql SET search_path = pg_catalog AS $$
+DECLARE
+    latest bigint;
+    seen bigint := (SELECT last_value FROM bulkhead.seen);
+BEGIN
+    used_bytes := pg_database_size('app');
+    SELECT coalesce(bool_or(state IS DISTINCT FROM 'idle'), false),
+        (extract(epoch FROM max(state_change)) * 1000000)::bigint
+        INTO busy, latest FROM bulkhead.sessions;
+    IF latest > seen THEN
+        seen := setval('bulkhead.seen', latest);
+    END IF;
+    SELECT seen + sessions + (active_time * 1000)::bigint INTO statements
+        FROM pg_stat_database WHERE datname = 'app';
+END
+$$;
+
+REVOKE ALL ON FUNCTION bulkhead.measure() FROM PUBLIC;
 
 -- Returns who was told to end for longer than `patience` ago and is still there: C code that never
 -- looks whether it should end. Only a signal that nobody can ignore ends that.
@@ -151,11 +246,11 @@ $$;
 
 REVOKE ALL ON FUNCTION bulkhead.end_overlong(interval), bulkhead.end_overlong_upkeep(interval),
     bulkhead.undo_passwords(timestamptz), bulkhead.end_usurpers(), bulkhead.undo_defaults(),
-    bulkhead.survivors(interval) FROM PUBLIC;
+    bulkhead.end_hoarders(), bulkhead.survivors(interval) FROM PUBLIC;
 
 GRANT EXECUTE ON FUNCTION bulkhead.end_overlong(interval), bulkhead.end_overlong_upkeep(interval),
     bulkhead.undo_passwords(timestamptz), bulkhead.end_usurpers(), bulkhead.undo_defaults(),
-    bulkhead.survivors(interval) TO guard;
+    bulkhead.end_hoarders(), bulkhead.survivors(interval) TO guard;
 
 -- Its notices are orders to the shell that it is called from.
 CREATE PROCEDURE bulkhead.watch(cap interval, pause interval) LANGUAGE plpgsql AS $$
@@ -167,7 +262,8 @@ DECLARE
 BEGIN
     -- The newest guard is the one that stays.
     PERFORM pg_terminate_backend(pid) FROM pg_stat_activity
-        WHERE usename = current_user AND pid <> pg_backend_pid();
+        WHERE usename = current_user AND datname = current_database()
+            AND pid <> pg_backend_pid();
     COMMIT;
     RAISE NOTICE 'watching';
     LOOP
@@ -183,6 +279,8 @@ BEGIN
         PERFORM bulkhead.end_usurpers();
         COMMIT;
         PERFORM bulkhead.undo_defaults();
+        COMMIT;
+        PERFORM bulkhead.end_hoarders();
         COMMIT;
         FOR survivor IN SELECT bulkhead.survivors(patience) LOOP
             RAISE NOTICE 'kill %', survivor;

@@ -1,20 +1,39 @@
--- In the database `postgres`. The connection limits leave room for the guard and the superuser below
--- max_connections. Nothing makes databases here, so their templates go, and with them half of what
--- each new server would copy.
-CREATE ROLE reader LOGIN NOINHERIT NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS
-    CONNECTION LIMIT 10;
+-- In the database `postgres`. What a tenant has belongs to the roles `reader` and `writer`, which
+-- nobody comes in as. Two logins act as each of them in turn, so that passwords can overlap. The
+-- connection limits leave room for the guard and the superuser below max_connections. Nothing makes
+-- databases here, so their templates go, and with them half of what each new server would copy.
+CREATE ROLE reader NOLOGIN NOINHERIT NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS;
 
-CREATE ROLE writer LOGIN NOINHERIT NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS
-    CONNECTION LIMIT 8;
+CREATE ROLE writer NOLOGIN NOINHERIT NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS;
+
+CREATE ROLE reader_a LOGIN INHERIT NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS
+    CONNECTION LIMIT 10 IN ROLE reader;
+
+CREATE ROLE reader_b LOGIN INHERIT NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS
+    CONNECTION LIMIT 10 IN ROLE reader;
+
+CREATE ROLE writer_a LOGIN INHERIT NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS
+    CONNECTION LIMIT 8 IN ROLE writer;
+
+CREATE ROLE writer_b LOGIN INHERIT NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS
+    CONNECTION LIMIT 8 IN ROLE writer;
+
+ALTER ROLE reader_a SET role = 'reader';
+
+ALTER ROLE reader_b SET role = 'reader';
+
+ALTER ROLE writer_a SET role = 'writer';
+
+ALTER ROLE writer_b SET role = 'writer';
 
 CREATE ROLE guard LOGIN NOINHERIT NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS
-    CONNECTION LIMIT 2;
+    CONNECTION LIMIT 4;
 
 CREATE DATABASE app;
 
 REVOKE ALL ON DATABASE app, postgres FROM PUBLIC;
 
-GRANT CONNECT ON DATABASE app TO reader;
+GRANT CONNECT ON DATABASE app TO reader, guard;
 
 GRANT CONNECT, TEMPORARY ON DATABASE app TO writer;
 
