@@ -20,6 +20,7 @@ from tests.leaks import (
 from tests.mesh import Mesh, running_mesh
 from tests.provider_double import ProviderDouble, running_provider
 from tests.providers import AT_DOOR, OWN_REDIRECT, catalogue_settings
+from tests.s3 import Storage
 
 _SHARES, _PORTS = 4, 2_500
 
@@ -66,6 +67,14 @@ async def databases(postgres: MeshPostgres) -> Databases:
 async def valkey(home: Path) -> AsyncIterator[ValkeyServer]:
     async with valkey_server(home / "valkey") as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+async def s3(home: Path) -> AsyncIterator[Storage]:
+    """Object storage, started when a test first asks for its server."""
+    storage = Storage(home / "s3")
+    yield storage
+    await storage.close()
 
 
 @pytest.fixture(scope="session")

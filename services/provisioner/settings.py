@@ -70,6 +70,10 @@ class Settings(ServiceSettings, PostgresSettings, KeyringSettings):
     seaweed_key_file: Path = LOCAL_STATE / "s3/pki/provisioner.key"
     seaweed_ca_file: Path = LOCAL_STATE / "s3/pki/ca.pem"
 
+    # Where backups lie that are kept as files: sealed, 0600, in a folder of our own (0700).
+    backups_home: Path = LOCAL_STATE / "backups"
+    backups_per_deployment: int = Field(default=20, ge=1)
+
     # How much a database may hold if its deployment does not say, and at most; in bytes.
     storage_bytes_usual: int = Field(default=1 << 30, ge=1)
     storage_bytes_most: int = Field(default=100 << 30, ge=1)

@@ -113,6 +113,6 @@ async def _look(http: httpx.AsyncClient, access: BucketAccess) -> int:
         answer = await http.head(
             request.url, headers=dict(request.headers.items()), timeout=_LOOK_SECONDS
         )
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, OSError) as error:
         raise DriverError(f"{access.bucket}: {type(error).__name__}") from error
     return answer.status_code

@@ -104,7 +104,8 @@ async def open_seaweed_identities(filer: FilerAddress) -> AsyncIterator[SeaweedI
 def _filer_errors() -> Iterator[None]:
     try:
         yield
-    except httpx.HTTPError as error:
+    # A refused certificate is told by an error of the system, after the handshake.
+    except (httpx.HTTPError, OSError) as error:
         raise DriverError(f"the filer cannot be asked: {type(error).__name__}") from error
 
 
