@@ -12,6 +12,7 @@ from services.provisioner import secret_store as secrets
 from services.provisioner import store
 from services.provisioner.databases import DatabaseService
 from services.provisioner.domain import DatabaseRole, Deployment, check_ready
+from services.provisioner.own_buckets import OwnBuckets
 from services.provisioner.secret_rules import OWN_PREFIX, Administrator, unreadable
 from services.provisioner.secret_store import SealedSecret, secret_place
 from services.provisioner.secrets import existing
@@ -37,10 +38,17 @@ class _Kept:
 class Environments:
     """Puts environments together."""
 
-    def __init__(self, database: Database, data_keys: DataKeys, databases: DatabaseService) -> None:
+    def __init__(
+        self,
+        database: Database,
+        data_keys: DataKeys,
+        databases: DatabaseService,
+        buckets: OwnBuckets,
+    ) -> None:
         self._database = database
         self._data_keys = data_keys
         self._databases = databases
+        self._buckets = buckets
 
     async def get(
         self, tenant: TenantId, deployment_id: DeploymentId, roles: Iterable[DatabaseRole]
@@ -61,6 +69,7 @@ class Environments:
             "HOST": kept.deployment.host,
             **_administrator(kept.administrator),
             **await self._database_urls(kept.deployment, roles),
+            **await self._bucket(kept.deployment),
         }
         ours = {f"{OWN_PREFIX}{name}": value for name, value in own.items()}
         return await self._opened(kept) | ours
@@ -105,6 +114,18 @@ class Environments:
             for role in roles
         }
         return {_URLS[role]: connection.uri for role, connection in found.items()}
+
+    async def _bucket(self, deployment: Deployment) -> dict[str, str]:
+        if not deployment.bucket:
+            return {}
+        found = await self._buckets.access(deployment)
+        return {
+            "BUCKET_ENDPOINT": found.endpoint,
+            "BUCKET_REGION": found.region,
+            "BUCKET_NAME": found.bucket,
+            "BUCKET_ACCESS_KEY": found.access_key,
+            "BUCKET_SECRET_KEY": found.secret_key,
+        }
 
 
 def _administrator(known: Administrator | None) -> dict[str, str]:

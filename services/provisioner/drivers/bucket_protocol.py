@@ -35,6 +35,10 @@ class BucketDriver(Protocol):
         """Whether the bucket and the identity that opens it are both there; changes nothing."""
         ...
 
+    async def kept(self, deployment: DeploymentId) -> bool:
+        """Whether the bucket itself is there, whoever may open it; changes nothing."""
+        ...
+
     async def destroy(self, deployment: DeploymentId) -> int:
         """Returns how many objects went; nothing of the bucket or its identity is left.
 

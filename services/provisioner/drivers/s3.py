@@ -64,6 +64,10 @@ class S3Driver:
         access = self.access(deployment)
         return await self._there(access.bucket) and await self._identities.granted(access)
 
+    async def kept(self, deployment: DeploymentId) -> bool:
+        """Whether the bucket is there."""
+        return await self._there(self._name(deployment))
+
     async def destroy(self, deployment: DeploymentId) -> int:
         """Ends access first, then empties the bucket and removes it."""
         access = self.access(deployment)

@@ -12,7 +12,7 @@ from services.provisioner.deletion_ports import (
 )
 from services.provisioner.domain import ResourceKind
 from services.provisioner.drivers.bucket_protocol import BucketDriver
-from services.provisioner.drivers.protocol import DatabaseDriver
+from services.provisioner.drivers.protocol import DatabaseDriver, DriverError
 from services.provisioner.ports import Registry, Routes
 from services.provisioner.work import Work
 from services.shared.postgres import Database
@@ -151,7 +151,7 @@ class BucketEnding:
 
     kind = ResourceKind.BUCKET
 
-    def __init__(self, driver: BucketDriver) -> None:
+    def __init__(self, driver: BucketDriver | None) -> None:
         self._driver = driver
 
     async def close(self, work: Work) -> bool:  # noqa: ARG002 the same for each
@@ -160,13 +160,19 @@ class BucketEnding:
 
     async def destroy(self, work: Work) -> Mapping[str, Any]:
         """Ends the credentials, then removes every object with all its versions."""
-        objects = await self._driver.destroy(work.deployment.deployment_id)
+        objects = await self._storage.destroy(work.deployment.deployment_id)
         return {"objects": objects, "checked": "no bucket and no identity is left"}
 
     async def left(self, work: Work) -> str:
         """Looks for a bucket, and for an identity."""
-        found = work.deployment.deployment_id in await self._driver.found()
+        found = work.deployment.deployment_id in await self._storage.found()
         return "a bucket or an identity of it is left" if found else ""
+
+    @property
+    def _storage(self) -> BucketDriver:
+        if self._driver is None:
+            raise DriverError("the object storage that it is in is not set up any more")
+        return self._driver
 
 
 class SecretsEnding:
