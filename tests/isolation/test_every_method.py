@@ -9,6 +9,7 @@ import pytest
 from bulkhead.common.v1 import access_pb2
 from google.protobuf.message_factory import GetMessageClass
 
+from services.shared.ids import random_text
 from services.shared.keyformat import new_key
 from services.shared.principal import KeyKind, permits
 from services.shared.principal_messages import KEY_KINDS
@@ -18,13 +19,14 @@ from tests.mesh import Customer, Mesh, bearer, fresh_id
 from tests.refusals import details
 
 SERVICES = ("app_proxy", "auth", "credentials", "edge", "provisioner", "ratelimit")
-UNKNOWN = {
-    "any": "dep_" + "0" * 26,
-    "binding": "bnd_" + "0" * 26,
-    "connection": "con_" + "0" * 26,
-    "deployment": "dep_" + "0" * 26,
-    "key": "key_" + "0" * 26,
-    "operation": "op_" + "0" * 26,
+# How ids begin, by what they name.
+PREFIXES = {
+    "any": "dep_",
+    "binding": "bnd_",
+    "connection": "con_",
+    "deployment": "dep_",
+    "key": "key_",
+    "operation": "op_",
 }
 # What no tenant has: OAuth clients are the providers' to know, the keys around data keys the
 # operator's.
@@ -180,6 +182,11 @@ async def test_a_service_that_is_no_peer_of_it_is_refused(
         assert answer[:2] == ("PERMISSION_DENIED", "PEER_REFUSED"), stranger
 
 
+def unknown(kind: str) -> str:
+    """Returns an id that is nobody's: a new one, since to retire an id is to take it."""
+    return PREFIXES[kind] + random_text()
+
+
 def naming_requests(method: Method) -> list[tuple[str, str]]:
     """Returns path and kind of the request's top-level fields that name a resource."""
     return [
@@ -236,7 +243,7 @@ async def test_what_is_another_tenants_is_answered_as_what_does_not_exist(
                 continue
             answers = [
                 await outcome(mesh, method, fields() | {field: value}, attacker.keys[kind])
-                for value in (victim.ids[names], UNKNOWN[names])
+                for value in (victim.ids[names], unknown(names))
             ]
             assert answers[0] == answers[1], kind
             if method.path not in SILENT:
