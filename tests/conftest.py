@@ -107,5 +107,7 @@ async def mesh(start_mesh: StartMesh, home: Path, provider: ProviderDouble) -> A
 @pytest.fixture
 async def mesh_of_two(start_mesh: StartMesh) -> AsyncIterator[Mesh]:
     """A mesh whose tenants may have two deployments each."""
-    async with start_mesh({"provisioner": {"deployments_per_tenant": 2}}) as running:
+    async with start_mesh(
+        {"provisioner": {"deployments_per_tenant": 2, "backups_per_deployment": 1}}
+    ) as running:
         yield running

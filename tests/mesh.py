@@ -224,6 +224,7 @@ def _common(home: Path, operator_key: str, ports: Mapping[str, int]) -> dict[str
         "webhook_retry_seconds": 0.1,
         "webhook_poll_seconds": 0.1,
         "servers_home": home,
+        "backups_home": home / "backups",
     }
 
 

@@ -16,6 +16,7 @@ from services.provisioner.domain import (
     new_host,
 )
 from services.provisioner.operations import Operations
+from services.provisioner.own_buckets import OwnBuckets
 from services.provisioner.plans.making import Making
 from services.provisioner.ports import Bearer, Locks, Registry
 from services.provisioner.work import Boundary, Moment, Work
@@ -48,6 +49,7 @@ class Creation:
         registry: Registry,
         making: Making,
         administrators: Administrators,
+        buckets: OwnBuckets,
         boundary: Boundary,
         *,
         domain: str,
@@ -59,6 +61,7 @@ class Creation:
         self._registry = registry
         self._making = making
         self._administrators = administrators
+        self._buckets = buckets
         self._boundary = boundary
         self._domain = domain
         self._most = deployments_per_tenant
@@ -73,11 +76,15 @@ class Creation:
         Raises:
             AlreadyExistsError: the id was used before for something else.
             LimitExceededError: the tenant has as many deployments as it may have.
+            FailedPreconditionError: a bucket is wanted where there is no object storage, or the
+                tenant's data key cannot be unwrapped.
             UnavailableError: auth or the database is away; nothing was written.
         """
-        earlier = await self._earlier(tenant, wanted)
+        earlier = await self.earlier(tenant, wanted)
         if earlier is not None:
             return earlier
+        if wanted.bucket:
+            self._buckets.check_offered()
         deployment_id = new_deployment_id()
         job = await self._registry.delegate(caller, f"create {deployment_id}")
         administrator = await self._prepared(tenant, deployment_id, wanted)
@@ -88,14 +95,19 @@ class Creation:
                 await self._take_first_steps(Work(*written, job))
                 return written
         # Another call with the same request_id was faster.
-        earlier = await self._earlier(tenant, wanted)
+        earlier = await self.earlier(tenant, wanted)
         if earlier is None:
             raise NotFoundError("deployment")
         return earlier
 
-    async def _earlier(
+    async def earlier(
         self, tenant: TenantId, wanted: Wanted
     ) -> tuple[Deployment, Operation] | None:
+        """Returns what an earlier request of the same id has made; None when there was none.
+
+        Raises:
+            AlreadyExistsError: the id was used before for something else.
+        """
         async with self._database.tenant(tenant) as connection:
             found = await store.deployment_of_request(connection, tenant, wanted.request_id)
             if found is None:

@@ -144,12 +144,13 @@ class BackupTarget(StrEnum):
 
 
 class BackupState(StrEnum):
-    """`bulkhead.provisioner.v1.BackupState`; one that is going is shown to nobody."""
+    """`bulkhead.provisioner.v1.BackupState`; one that is going, or gone, is shown to nobody."""
 
     RUNNING = "running"
     READY = "ready"
     FAILED = "failed"
     GOING = "going"
+    GONE = "gone"
 
 
 class RouteState(StrEnum):
@@ -315,7 +316,6 @@ class Backup:
     backup_id: BackupId
     tenant_id: TenantId
     deployment_id: DeploymentId
-    operation_id: OperationId
     target: BackupTarget
     state: BackupState
     size_bytes: int

@@ -14,6 +14,11 @@ from bulkhead.provisioner.v1.provisioner_service_pb2_grpc import (
 
 from services.provisioner import store
 from services.provisioner.administrators import Administrators
+from services.provisioner.backup_files import BackupFiles, make_home
+from services.provisioner.backup_sweep import BackupSweep
+from services.provisioner.backups import Backups
+from services.provisioner.branching import Branching
+from services.provisioner.buckets import open_buckets
 from services.provisioner.certificate_tokens import CertificateTokens
 from services.provisioner.certificates import CertificateKeys, read_certificate_keys
 from services.provisioner.certification import Certification
@@ -32,6 +37,7 @@ from services.provisioner.deployments import DeploymentService
 from services.provisioner.dispatch import Dispatch
 from services.provisioner.domain import OperationKind
 from services.provisioner.drivers import local, local_database
+from services.provisioner.drivers.bucket_protocol import BucketDriver
 from services.provisioner.drivers.claim import claim
 from services.provisioner.drivers.listener import open_listeners
 from services.provisioner.drivers.local import LocalDriver
@@ -44,14 +50,17 @@ from services.provisioner.listening import Listening
 from services.provisioner.locks import DeploymentLocks
 from services.provisioner.master_secret import MasterSecret, read_master_secret
 from services.provisioner.operations import Operations
+from services.provisioner.own_buckets import OwnBuckets
 from services.provisioner.peers import (
     AuthRegistry,
     CredentialsLoans,
     ProxyRoutes,
     RatelimitCounters,
 )
+from services.provisioner.plans.backing_up import BackingUp, BackupsEnding
 from services.provisioner.plans.deleting import Deleting
 from services.provisioner.plans.endings import (
+    BucketEnding,
     CountersEnding,
     DatabaseEnding,
     KeysEnding,
@@ -60,6 +69,7 @@ from services.provisioner.plans.endings import (
     SecretsEnding,
 )
 from services.provisioner.plans.making import Making
+from services.provisioner.plans.origins import Origins
 from services.provisioner.plans.rotating import Rotating
 from services.provisioner.plans.suspending import Resuming, Suspending
 from services.provisioner.queue import WorkQueue, work
@@ -117,6 +127,9 @@ class _Ground:
     data_keys: DataKeys
     peers: _Peers
     driver: LocalDriver
+    bucket_driver: BucketDriver | None
+    buckets: OwnBuckets
+    backup_files: BackupFiles
     uses: Uses
     waking: Waking
     listening: Listening
@@ -133,6 +146,7 @@ class _Plans:
     suspending: Suspending
     resuming: Resuming
     rotating: Rotating
+    backing_up: BackingUp
 
 
 @asynccontextmanager
@@ -166,6 +180,7 @@ async def _ground(
     database = await enter(open_database(settings, _NAME, _MIGRATIONS))
     locks = DeploymentLocks(await enter(open_database(_for_locks(settings), _NAME, _MIGRATIONS)))
     driver = await _local_driver(settings, secret, database)
+    bucket_driver = await enter(open_buckets(settings, secret))
     queue, uses = WorkQueue(f"{_NAME}_service"), Uses()
     waking = Waking(database, locks, driver, uses)
     return _Ground(
@@ -182,6 +197,9 @@ async def _ground(
         data_keys=DataKeys(database, await enter(open_keyring(settings))),
         peers=await _peers(settings, stack, auth),
         driver=driver,
+        bucket_driver=bucket_driver,
+        buckets=OwnBuckets(database, bucket_driver),
+        backup_files=BackupFiles(make_home(settings.backups_home), bucket_driver),
         uses=uses,
         waking=waking,
         listening=Listening(database, await enter(_listeners(settings, waking))),
@@ -215,13 +233,24 @@ async def _peers(settings: Settings, stack: AsyncExitStack, auth: grpc.aio.Chann
 def _plans(ground: _Ground) -> _Plans:
     database, driver, peers = ground.database, ground.driver, ground.peers
     registry, routes, loans = peers.registry, peers.routes, peers.loans
+    origins = Origins(database, driver, ground.backup_files)
     return _Plans(
-        making=Making(database, registry, routes, driver, ground.waking, ground.listening),
+        making=Making(
+            database,
+            registry,
+            routes,
+            driver,
+            ground.waking,
+            ground.listening,
+            ground.buckets,
+            origins,
+        ),
         deleting=_deleting(ground),
         deleting_tenants=_deleting_tenants(ground),
         suspending=Suspending(database, routes, loans, driver),
         resuming=Resuming(database, routes, loans),
         rotating=Rotating(database, routes, driver),
+        backing_up=BackingUp(database, driver, ground.backup_files),
     )
 
 
@@ -233,6 +262,8 @@ def _deleting(ground: _Ground) -> Deleting:
         LoansEnding(peers.of_tenants.loans),
         CountersEnding(peers.of_tenants.counters),
         DatabaseEnding(ground.driver),
+        BackupsEnding(ground.database, ground.backup_files),
+        BucketEnding(ground.bucket_driver),
         SecretsEnding(ground.database),
     ]
     return Deleting(ground.database, endings, ground.certificate_keys, ground.settings.domain)
@@ -262,18 +293,22 @@ def _service(ground: _Ground, plans: _Plans) -> ProvisionerService:
     )
     administrators = Administrators(database, ground.data_keys)
     tokens = CertificateTokens(ground.secret)
+    creation = Creation(
+        database,
+        locks,
+        operations,
+        registry,
+        plans.making,
+        administrators,
+        ground.buckets,
+        ground.boundary,
+        domain=settings.domain,
+        deployments_per_tenant=settings.deployments_per_tenant,
+    )
     return ProvisionerService(
-        creation=Creation(
-            database,
-            locks,
-            operations,
-            registry,
-            plans.making,
-            administrators,
-            ground.boundary,
-            domain=settings.domain,
-            deployments_per_tenant=settings.deployments_per_tenant,
-        ),
+        creation=creation,
+        branching=Branching(database, creation),
+        backups=_backups(ground),
         deletion=Deletion(
             database, locks, operations, registry, plans.deleting, tokens, ground.boundary
         ),
@@ -295,8 +330,18 @@ def _service(ground: _Ground, plans: _Plans) -> ProvisionerService:
         rotation=Rotation(database, operations, registry),
         terms=_terms(settings),
         secrets=Secrets(database, ground.data_keys, per_deployment=settings.secrets_per_deployment),
-        environments=Environments(database, ground.data_keys, databases),
+        environments=Environments(database, ground.data_keys, databases, ground.buckets),
         administrators=administrators,
+    )
+
+
+def _backups(ground: _Ground) -> Backups:
+    return Backups(
+        ground.database,
+        ground.operations,
+        ground.peers.registry,
+        ground.backup_files,
+        per_deployment=ground.settings.backups_per_deployment,
     )
 
 
@@ -312,12 +357,21 @@ async def _start_workers(ground: _Ground, plans: _Plans, stack: AsyncExitStack) 
             OperationKind.SUSPEND: plans.suspending,
             OperationKind.RESUME: plans.resuming,
             OperationKind.ROTATE: plans.rotating,
+            OperationKind.BACK_UP: plans.backing_up,
         },
         ground.secret,
         ground.boundary,
         create_tries=settings.create_tries,
     )
-    sweep = Sweep(database, locks, ground.queue, ground.waking, ground.listening, ground.driver)
+    sweep = Sweep(
+        database,
+        locks,
+        ground.queue,
+        ground.waking,
+        ground.listening,
+        ground.driver,
+        BackupSweep(database, _backups(ground), ground.backup_files),
+    )
     sleeping = Sleeping(database, locks, ground.driver, ground.uses)
     await ground.listening.match()
     for running in (

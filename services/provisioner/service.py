@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 from services.provisioner.administrators import Administrators
+from services.provisioner.backups import Backups
+from services.provisioner.branching import Branching
 from services.provisioner.certification import Certification
 from services.provisioner.creation import Creation
 from services.provisioner.databases import DatabaseService
@@ -24,6 +26,8 @@ class ProvisionerService:
     deletion: Deletion
     tenant_deletion: TenantDeletion
     certification: Certification
+    branching: Branching
+    backups: Backups
     deployments: DeploymentService
     databases: DatabaseService
     updating: Updating

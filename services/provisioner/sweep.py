@@ -6,6 +6,7 @@ from collections.abc import Awaitable
 import structlog
 
 from services.provisioner import operation_store, resource_store, store, tombstone_store
+from services.provisioner.backup_sweep import BackupSweep
 from services.provisioner.domain import LOCK_PATIENCE, DeploymentState
 from services.provisioner.drivers.protocol import DatabaseDriver, DriverError
 from services.provisioner.listening import Listening
@@ -29,6 +30,7 @@ class Sweep:
         waking: Waking,
         listening: Listening,
         driver: DatabaseDriver,
+        backups: BackupSweep,
     ) -> None:
         self._database = database
         self._locks = locks
@@ -36,6 +38,7 @@ class Sweep:
         self._waking = waking
         self._listening = listening
         self._driver = driver
+        self._backups = backups
 
     async def run(self, seconds: float) -> None:
         """Sweeps at once, and then every `seconds`, for ever."""
@@ -45,6 +48,7 @@ class Sweep:
                 self._listening.match,
                 self.start_stopped,
                 self.remove_unwanted,
+                self._backups.tidy_backups,
             ):
                 await _attempted(part(), part.__name__)
             await asyncio.sleep(seconds)

@@ -115,7 +115,9 @@ def must_end_well(kind: OperationKind, step: Step) -> bool:
 
 def is_limited(kind: OperationKind, step: Step) -> bool:
     """Returns whether the operation fails when `step` has been tried often enough."""
-    return kind is OperationKind.CREATE or (kind is OperationKind.ROTATE and step not in _SWITCHED)
+    if kind is OperationKind.ROTATE:
+        return step not in _SWITCHED
+    return kind in (OperationKind.CREATE, OperationKind.BACK_UP)
 
 
 def rest(plan: Sequence[tuple[Step, Action]], step: Step) -> Sequence[tuple[Step, Action]]:

@@ -128,17 +128,16 @@ CREATE TABLE backups (
     backup_id     text PRIMARY KEY,
     tenant_id     text NOT NULL,
     deployment_id text NOT NULL,
-    operation_id  text NOT NULL,
-    request_id    text NOT NULL,
     target        text NOT NULL CHECK (target IN ('file', 'bucket')),
-    state         text NOT NULL CHECK (state IN ('running', 'ready', 'failed', 'going')),
+    -- One that is gone leaves its row, so that deleting it again finds it.
+    state         text NOT NULL CHECK (state IN ('running', 'ready', 'failed', 'going', 'gone')),
     size_bytes    bigint NOT NULL DEFAULT 0,
     message       text NOT NULL DEFAULT '',
     created_at    timestamptz NOT NULL DEFAULT now(),
-    UNIQUE (tenant_id, request_id),
     FOREIGN KEY (tenant_id, deployment_id) REFERENCES deployments (tenant_id, deployment_id)
 );
 CREATE INDEX backups_of_deployment ON backups (deployment_id, created_at DESC, backup_id DESC);
+CREATE INDEX backups_unsettled ON backups (state) WHERE state IN ('running', 'going');
 
 -- What a deployment's deletion ended in. The token that opens it is kept as its SHA-256.
 CREATE TABLE certificates (

@@ -12,6 +12,8 @@ from services.provisioner.domain import (
 )
 from services.provisioner.drivers.protocol import DatabaseDriver
 from services.provisioner.listening import Listening
+from services.provisioner.own_buckets import OwnBuckets
+from services.provisioner.plans.origins import Origins
 from services.provisioner.plans.progress import Progress
 from services.provisioner.ports import Registry, Routes
 from services.provisioner.waking import Waking
@@ -30,12 +32,16 @@ class Making:
         driver: DatabaseDriver,
         waking: Waking,
         listening: Listening,
+        buckets: OwnBuckets,
+        origins: Origins,
     ) -> None:
         self._registry = registry
         self._routes = routes
         self._driver = driver
         self._waking = waking
         self._listening = listening
+        self._buckets = buckets
+        self._origins = origins
         self._progress = Progress(database)
 
     def steps(self, operation: Operation) -> Sequence[tuple[Step, Action]]:  # noqa: ARG002 it begins anew
@@ -43,6 +49,7 @@ class Making:
         return (
             *self.first_steps(),
             (Step.DATABASE, self._make_database),
+            (Step.BUCKET, self._make_bucket),
             (Step.PUBLISHING, self._publish),
         )
 
@@ -53,6 +60,7 @@ class Making:
     async def give_up(self, work: Work) -> None:
         """Leaves nothing of a deployment that cannot be made, but a route that says so."""
         await self._driver.destroy(work.deployment.deployment_id)
+        await self._buckets.remove(work.deployment)
         await self._routes.put(work.bearer, work.deployment, RouteState.FAILED)
 
     async def _register(self, work: Work) -> None:
@@ -68,8 +76,12 @@ class Making:
 
     async def _make_database(self, work: Work) -> None:
         if work.deployment.database:
+            await self._origins.fill(work.deployment)
             await self.ensure_database(work.deployment)
             await self._progress.ready(work.deployment, ResourceKind.DATABASE, ResourceKind.BACKUPS)
+
+    async def _make_bucket(self, work: Work) -> None:
+        await self._buckets.make(work.deployment)
 
     async def _publish(self, work: Work) -> None:
         await self._routes.put(work.bearer, work.deployment, RouteState.RUNNING)
