@@ -204,7 +204,7 @@ async def test_the_writers_connection_needs_the_scope_to_write(
         await provisioner.GetDatabaseConnection(writing, metadata=bearer(narrow.key))
     full = await mesh.key(customer, ready.deployment_id)
     given = await provisioner.GetDatabaseConnection(writing, metadata=bearer(full.key))
-    assert given.user == "writer"
+    assert given.user == "writer_a"
     writing.role = 17  # type: ignore[assignment]
     with expect_refused("INVALID_ARGUMENT", "FIELD_INVALID", field="role"):
         await provisioner.GetDatabaseConnection(writing, metadata=bearer(full.key))
