@@ -38,11 +38,12 @@ lint: $(READY) ## Formatting, style, types, import rules and contracts
 proto: $(READY) ## Generate protos/gen from protos/
 	@$(BIN)/python -m deploy.protos
 
-bench: $(READY) ## Measure the front door, the limiter, keys, the provisioning and vends
+bench: $(READY) ## Measure the front door, the limiter, keys, the provisioning, wakes and vends
 	@$(BIN)/python bench/door.py
 	@$(BIN)/python bench/limit.py
 	@$(BIN)/python bench/resolve.py
 	@$(BIN)/python bench/provision.py
+	@$(BIN)/python bench/wake.py
 	@$(BIN)/python bench/vend.py
 
 lock: ## Resolve requirements.lock anew for every supported Python
