@@ -148,6 +148,15 @@ class IssuedKey:
 
 
 @dataclass(frozen=True, slots=True)
+class JobLifetimes:
+    """For how long a job's key is valid."""
+
+    usual: timedelta
+    # Of a closed tenant, of which no other key is left.
+    closing: timedelta
+
+
+@dataclass(frozen=True, slots=True)
 class Revocation:
     """The keys that one transaction revoked."""
 

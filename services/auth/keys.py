@@ -1,12 +1,13 @@
 """What auth does with keys."""
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from services.auth import owned_store, pepper_store, resolution_store, store
 from services.auth.domain import (
     OPERATOR_SCOPES,
     IssuedKey,
+    JobLifetimes,
     Key,
     NewKey,
     Owned,
@@ -21,7 +22,7 @@ from services.shared.clock import Clock
 from services.shared.errors import InvalidFieldError
 from services.shared.ids import KeyId, TenantId, new_key_id, random_text
 from services.shared.keyformat import digest, hint
-from services.shared.postgres import Database
+from services.shared.postgres import Connection, Database
 from services.shared.principal import KeyKind, Principal
 
 _BOOTSTRAP = KeyId("key_bootstrap")
@@ -36,14 +37,13 @@ class Keys:
         mint: Mint,
         keyring: Keyring,
         clock: Clock,
-        *,
-        job_key_lifetime: timedelta,
+        lifetimes: JobLifetimes,
     ) -> None:
         self._database = database
         self._mint = mint
         self._keyring = keyring
         self._clock = clock
-        self._job_key_lifetime = job_key_lifetime
+        self._lifetimes = lifetimes
 
     async def issue(
         self,
@@ -94,21 +94,20 @@ class Keys:
             UnauthenticatedError: the job's key was revoked meanwhile.
             NotFoundError: the tenant is closed, or erased.
         """
-        issued, key = self._mint.key(
-            KeyKind.JOB,
-            None,
-            job_scopes(scopes, issuer),
-            issuer.key_id,
-            f"job/{random_text()}",
-            purpose,
-            bound_peer=peer,
-            expires_at=self._clock() + self._job_key_lifetime,
-        )
+        granted = job_scopes(scopes, issuer)
         async with self._database.tenant(issuer.tenant) as connection:
-            if issuer.kind is KeyKind.JOB:
-                await store.hold_tenant_of_job(connection, issuer.tenant, issuer.key_id)
-            else:
-                await store.hold_tenant(connection, issuer.tenant)
+            closed = await _hold(connection, issuer)
+            lifetime = self._lifetimes.closing if closed else self._lifetimes.usual
+            issued, key = self._mint.key(
+                KeyKind.JOB,
+                None,
+                granted,
+                issuer.key_id,
+                f"job/{random_text()}",
+                purpose,
+                bound_peer=peer,
+                expires_at=self._clock() + lifetime,
+            )
             await store.delete_expired_jobs(connection, issuer.tenant)
             return await write_key(connection, issuer.tenant, issued, key)
 
@@ -158,3 +157,11 @@ class Keys:
             if moves:
                 await pepper_store.move_keys(connection, moves, self._keyring.current.id)
         return sequence, [match.principal if match is not None else None for match in matches]
+
+
+async def _hold(connection: Connection, issuer: Principal) -> bool:
+    """Returns whether the issuer's tenant is closed, which it stays, or not, until the commit."""
+    if issuer.kind is KeyKind.JOB:
+        return await store.hold_tenant_of_job(connection, issuer.tenant, issuer.key_id)
+    await store.hold_tenant(connection, issuer.tenant)
+    return False

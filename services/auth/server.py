@@ -11,6 +11,7 @@ from opentelemetry import metrics
 from services.auth.audit import AuditLog
 from services.auth.audit_intake import AuditIntake
 from services.auth.authenticator import LocalAuditor, LocalAuthenticator
+from services.auth.domain import JobLifetimes
 from services.auth.effects import Effects
 from services.auth.endings import Endings
 from services.auth.erasure import Erasure
@@ -69,11 +70,11 @@ def _service(
     settings: Settings, database: Database, effects: Effects, keyring: Keyring
 ) -> AuthService:
     mint = Mint(keyring.current, settings.key_prefix)
-    jobs = settings.job_key_lifetime
-    keys = Keys(database, mint, keyring, utc_now, job_key_lifetime=jobs)
+    jobs = JobLifetimes(settings.job_key_lifetime, settings.closing_key_lifetime)
+    keys = Keys(database, mint, keyring, utc_now, jobs)
     audit = AuditLog(database)
     return AuthService(
-        Tenants(database, mint, effects, utc_now, job_key_lifetime=jobs),
+        Tenants(database, mint, effects, utc_now, jobs),
         keys,
         Endings(database, mint, effects),
         Erasure(database, effects),

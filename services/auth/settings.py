@@ -29,6 +29,8 @@ class Settings(ServiceSettings, PostgresSettings):
     bootstrap_operator_key_file: Path | None = None
     # How long a job may act for a tenant after it was asked for.
     job_key_lifetime: timedelta = timedelta(hours=24)
+    # The same where the tenant is closed: no other key could take over if its job were away longer.
+    closing_key_lifetime: timedelta = timedelta(days=30)
     # How long a replica that has fallen silent may trust what it remembers of keys: the longest
     # that a revocation waits for it.
     fence: timedelta = Field(

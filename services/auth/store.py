@@ -79,8 +79,8 @@ async def hold_tenant(connection: Connection, tenant_id: TenantId) -> None:
     found(row, "tenant")
 
 
-async def hold_tenant_of_job(connection: Connection, tenant_id: TenantId, key_id: KeyId) -> None:
-    """Returns when neither the tenant nor its job's key changes until the commit.
+async def hold_tenant_of_job(connection: Connection, tenant_id: TenantId, key_id: KeyId) -> bool:
+    """Returns whether the tenant is closed; neither it nor its job's key changes until the commit.
 
     Who closes the tenant ends that key or not, before or after: it gives no successor when ended.
 
@@ -89,9 +89,10 @@ async def hold_tenant_of_job(connection: Connection, tenant_id: TenantId, key_id
         UnauthenticatedError: the key was revoked, or has expired.
     """
     row = await connection.fetchrow(
-        "SELECT 1 FROM tenants WHERE tenant_id = $1 FOR SHARE", tenant_id
+        "SELECT closed_at IS NOT NULL AS closed FROM tenants WHERE tenant_id = $1 FOR SHARE",
+        tenant_id,
     )
-    found(row, "tenant")
+    closed: bool = found(row, "tenant")["closed"]
     # A statement of its own: it sees what was committed while the one before waited.
     valid = await connection.fetchval(
         "SELECT revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now()) FROM keys"
@@ -101,6 +102,7 @@ async def hold_tenant_of_job(connection: Connection, tenant_id: TenantId, key_id
     )
     if not valid:
         raise UnauthenticatedError
+    return closed
 
 
 async def lock_tenant(connection: Connection, tenant_id: TenantId) -> int | None:

@@ -1,9 +1,15 @@
 """What auth does for tenants."""
 
-from datetime import timedelta
-
 from services.auth import ending_store, store
-from services.auth.domain import JOB_SCOPES, TENANT_SCOPES, Effect, IssuedKey, NewKey, Tenant
+from services.auth.domain import (
+    JOB_SCOPES,
+    TENANT_SCOPES,
+    Effect,
+    IssuedKey,
+    JobLifetimes,
+    NewKey,
+    Tenant,
+)
 from services.auth.effects import Effects
 from services.auth.minting import Mint, replayed, write_key
 from services.auth.revocation_store import announce_revocation
@@ -22,14 +28,13 @@ class Tenants:
         mint: Mint,
         effects: Effects,
         clock: Clock,
-        *,
-        job_key_lifetime: timedelta,
+        lifetimes: JobLifetimes,
     ) -> None:
         self._database = database
         self._mint = mint
         self._effects = effects
         self._clock = clock
-        self._job_key_lifetime = job_key_lifetime
+        self._lifetimes = lifetimes
 
     async def create(
         self, operator: Principal, request_id: str, name: str, plan: Plan
@@ -104,5 +109,5 @@ class Tenants:
             f"close/{random_text()}",
             "close the tenant",
             bound_peer=peer,
-            expires_at=self._clock() + self._job_key_lifetime,
+            expires_at=self._clock() + self._lifetimes.closing,
         )

@@ -1,5 +1,6 @@
 """The end of what auth keeps of a tenant, and the keys of the jobs that bring it about."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -208,6 +209,26 @@ async def test_a_job_whose_key_was_ended_by_a_closing_goes_on_with_none(
     await auth.CloseTenant(pb2.CloseTenantRequest(), metadata=bearer(await mesh.job_key(customer)))
     with expect_refused("UNAUTHENTICATED", "KEY_INVALID"):
         await delegated(auth, old)
+
+
+@pytest.mark.promise("P-37")
+async def test_no_key_that_a_job_gets_while_its_tenant_is_closed_survives_that(
+    mesh: Mesh, auth: AuthServiceStub
+) -> None:
+    customer = await mesh.customer()
+    old, job = await mesh.job_key(customer), await mesh.job_key(customer)
+    made, closed = await asyncio.gather(
+        asyncio.gather(*(delegated(auth, old) for _ in range(12)), return_exceptions=True),
+        auth.CloseTenant(pb2.CloseTenantRequest(), metadata=bearer(job)),
+    )
+    keys = [each for each in made if isinstance(each, str)]
+    assert [await principal(mesh, key) for key in keys] == [None] * len(keys)
+    # Of a closed tenant they live long: nothing else could take over from them.
+    left = await principal(mesh, await delegated(auth, closed.job_key))
+    usual = await principal(mesh, await mesh.job_key(await mesh.customer()))
+    assert left is not None
+    assert usual is not None
+    assert left.expire_time.seconds - usual.expire_time.seconds > 86_400
 
 
 @pytest.mark.promise("P-36")
