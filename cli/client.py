@@ -5,6 +5,7 @@ import typer
 from cli import (
     audit,
     bindings,
+    certificate,
     connections,
     deployments,
     keyring,
@@ -46,7 +47,7 @@ TOUR = """A first day with it:
 Exit codes: 0 done, 1 refused (the reason is on stderr), 2 wrong use."""
 
 
-_OWN = (tenants, deployments, keys, plans)
+_OWN = (tenants, deployments, certificate, keys, plans)
 _LENT = (providers, connections, bindings, vending, webhooks)
 _WATCHED = (usage, audit, support, keyring)
 

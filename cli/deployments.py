@@ -2,12 +2,14 @@
 
 import uuid
 from enum import StrEnum
+from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any
 
 import typer
 from bulkhead.provisioner.v1 import provisioner_service_pb2 as pb
 
+from cli.deletions import certified
 from cli.operations import finished
 from cli.options import (
     CALL_SECONDS,
@@ -23,6 +25,7 @@ from cli.options import (
 )
 from cli.paging import show_list
 from cli.panels import TENANT
+from cli.private_files import write_private
 from cli.rendering import document, enum_text, fields, table, time_text
 from cli.session import Connection, Session, run
 
@@ -171,6 +174,10 @@ def connection(
 
 def delete(
     deployment_id: DeploymentId,
+    certificate: Annotated[
+        Path | None,
+        typer.Option("--certificate", metavar="FILE", help="Write the proof of it here."),
+    ] = None,
     no_wait: NoWait = False,
     wait_seconds: WaitSeconds = WAIT_SECONDS,
     as_json: Json = False,
@@ -182,14 +189,26 @@ def delete(
 
     Its keys and its host are dead at once, whether you wait or not.
     """
+    if no_wait and certificate is not None:
+        raise typer.BadParameter("--certificate needs the end of it: leave --no-wait out")
     request = pb.DeleteDeploymentRequest(deployment_id=deployment_id)
 
     async def command(session: Session) -> None:
-        operation = (await session.provisioner.DeleteDeployment(request)).operation
+        deleted = await session.provisioner.DeleteDeployment(request)
+        operation = deleted.operation
         if not no_wait:
             operation = await finished(session, operation, wait_seconds)
+            if certificate is not None:
+                answer = await certified(session, deleted.certificate_token, wait_seconds)
+                write_private(certificate, answer.certificate)
         done = "is going" if no_wait else "is deleted"
-        shown = _with_operation({"deployment_id": operation.deployment_id}, operation)
+        shown = _with_operation(
+            {
+                "deployment_id": operation.deployment_id,
+                "certificate_token": deleted.certificate_token,
+            },
+            operation,
+        )
         session.show(shown, f"{operation.deployment_id} {done}")
 
     run(Connection(api, key_file, timeout, as_json), command, _BY_PLACE)

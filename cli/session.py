@@ -84,6 +84,8 @@ def run(
     connection: Connection,
     command: Callable[[Session], Awaitable[None]],
     options: Mapping[str, str] = _AS_OTHERS,
+    *,
+    keyless: bool = False,
 ) -> None:
     """Runs the command.
 
@@ -91,12 +93,14 @@ def run(
         connection: where, as whom and how to print.
         command: what to do.
         options: what the command calls fields of the contract, where it differs from others.
+        keyless: it presents no key, whether there is one or not.
 
     Raises:
         typer.BadParameter: no address, or no key (exit code 2).
         typer.Exit: 1 when the API refused, after its reason was printed.
     """
-    target, key = _target(connection.api), _key(connection.key_file)
+    target = _target(connection.api)
+    key = None if keyless else _key(connection.key_file)
     try:
         asyncio.run(_run(connection, target, key, command))
     except Refusal as refusal:
@@ -107,7 +111,10 @@ def run(
 
 
 async def _run(
-    connection: Connection, target: str, key: str, command: Callable[[Session], Awaitable[None]]
+    connection: Connection,
+    target: str,
+    key: str | None,
+    command: Callable[[Session], Awaitable[None]],
 ) -> None:
     try:
         async with _opened(connection, target, key) as session:
@@ -117,7 +124,7 @@ async def _run(
 
 
 @asynccontextmanager
-async def _opened(connection: Connection, target: str, key: str) -> AsyncIterator[Session]:
+async def _opened(connection: Connection, target: str, key: str | None) -> AsyncIterator[Session]:
     interceptors = [_UnaryCalls(key, connection.timeout), _StreamCalls(key)]
     options = [("grpc.service_config", _SERVICE_CONFIG)]
     if connection.api.startswith(_TLS):
@@ -139,9 +146,9 @@ async def _opened(connection: Connection, target: str, key: str) -> AsyncIterato
 
 
 class _UnaryCalls(grpc.aio.UnaryUnaryClientInterceptor):
-    """Every call carries the key and a deadline."""
+    """Every call carries the key, if there is one, and a deadline."""
 
-    def __init__(self, key: str, timeout: float) -> None:
+    def __init__(self, key: str | None, timeout: float) -> None:
         self._key = key
         self._timeout = timeout
 
@@ -158,7 +165,7 @@ class _UnaryCalls(grpc.aio.UnaryUnaryClientInterceptor):
 class _StreamCalls(grpc.aio.UnaryStreamClientInterceptor):
     """Every stream carries the key; its reader sets how long it may last."""
 
-    def __init__(self, key: str) -> None:
+    def __init__(self, key: str | None) -> None:
         self._key = key
 
     async def intercept_unary_stream(
@@ -171,9 +178,12 @@ class _StreamCalls(grpc.aio.UnaryStreamClientInterceptor):
         return await continuation(details, request)
 
 
-def _with_key(details: ClientCallDetails, key: str, timeout: float | None) -> ClientCallDetails:
+def _with_key(
+    details: ClientCallDetails, key: str | None, timeout: float | None
+) -> ClientCallDetails:
     metadata = Metadata(*(details.metadata or ()))
-    metadata.add("authorization", f"Bearer {key}")
+    if key is not None:
+        metadata.add("authorization", f"Bearer {key}")
     return ClientCallDetails(
         details.method, timeout, metadata, details.credentials, details.wait_for_ready
     )

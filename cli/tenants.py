@@ -2,15 +2,32 @@
 
 import uuid
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from bulkhead.auth.v1 import auth_service_pb2 as pb
+from bulkhead.provisioner.v1 import provisioner_service_pb2 as provisioner_pb
 
-from cli.options import CALL_SECONDS, Api, Json, KeyFile, RequestId, Timeout
+from cli.deletions import certified, kept_token
+from cli.options import (
+    CALL_SECONDS,
+    WAIT_SECONDS,
+    Api,
+    Json,
+    KeyFile,
+    NoWait,
+    RequestId,
+    Timeout,
+    WaitSeconds,
+)
 from cli.panels import TENANT
+from cli.private_files import write_private
 from cli.rendering import document, enum_text, fields, time_text
 from cli.session import Connection, Session, run
+
+# Every replica of every service has to take note.
+DELETE_SECONDS = 30.0
 
 
 class Plan(StrEnum):
@@ -31,9 +48,12 @@ PlanOption = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Adds `tenant` to the command line."""
-    tenants = typer.Typer(no_args_is_help=True, help="Create a tenant; look at your own.")
+    tenants = typer.Typer(
+        no_args_is_help=True, help="Create a tenant; look at your own, or delete it."
+    )
     tenants.command("create", epilog=_CREATE_EXAMPLE)(create)
     tenants.command("get", epilog=_GET_EXAMPLE)(get)
+    tenants.command("delete", epilog=_DELETE_EXAMPLE)(delete)
     app.add_typer(tenants, name="tenant", rich_help_panel=TENANT)
 
 
@@ -43,6 +63,7 @@ bulkhead tenant create "Acme Corp" --plan pro --key-file .bulkhead/operator.key
 
 bulkhead tenant create acme --json | jq -r .key"""
 _GET_EXAMPLE = """Example: bulkhead tenant get --key-file acme.key"""
+_DELETE_EXAMPLE = """Example: bulkhead tenant delete --yes --certificate acme.certificate"""
 
 
 def create(
@@ -83,6 +104,57 @@ def get(
     async def command(session: Session) -> None:
         tenant = (await session.auth.GetTenant(pb.GetTenantRequest())).tenant
         session.show(document(tenant), _shown(tenant))
+
+    run(Connection(api, key_file, timeout, as_json), command)
+
+
+def delete(
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Needed: nothing of the tenant can be had back.")
+    ] = False,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--token-file",
+            metavar="FILE",
+            help="Where what opens the certificate is kept, readable by you alone; written before "
+            "anything is deleted. \\[default: TENANT.token, here]",
+            show_default=False,
+        ),
+    ] = None,
+    certificate: Annotated[
+        Path | None,
+        typer.Option("--certificate", metavar="FILE", help="Write the certificate here."),
+    ] = None,
+    no_wait: NoWait = False,
+    wait_seconds: WaitSeconds = WAIT_SECONDS,
+    as_json: Json = False,
+    api: Api = "",
+    key_file: KeyFile = None,
+    timeout: Timeout = DELETE_SECONDS,
+) -> None:
+    """Delete the tenant of the key with all that is its, and wait for the certificate.
+
+    Every key, session and host of it is dead at once, the presented key as
+    well: what opens the certificate from then on is the token in the file.
+    """
+    if not yes:
+        raise typer.BadParameter("everything of the tenant will be gone for good: say --yes")
+
+    async def command(session: Session) -> None:
+        tenant = (await session.auth.GetTenant(pb.GetTenantRequest())).tenant.tenant_id
+        token = kept_token(token_file or Path(f"{tenant}.token"))
+        request = provisioner_pb.DeleteTenantRequest(certificate_token=token)
+        deleted = await session.provisioner.DeleteTenant(request)
+        session.tell(f"every key, session and host of {tenant} is dead")
+        shown = {"tenant_id": tenant, "operation": document(deleted.operation)}
+        if no_wait:
+            session.show(shown, f"{tenant} is going")
+            return
+        proof = (await certified(session, token, wait_seconds)).certificate
+        if certificate is not None:
+            write_private(certificate, proof)
+        session.show({**shown, "certificate": proof}, f"{tenant} is deleted, and certified")
 
     run(Connection(api, key_file, timeout, as_json), command)
 
