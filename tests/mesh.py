@@ -218,6 +218,7 @@ def _common(home: Path, operator_key: str, ports: Mapping[str, int]) -> dict[str
         "grace_seconds": 2.0,
         "pepper_file": write_private(home / "pepper", secrets.token_hex(32)),
         "bootstrap_operator_key_file": write_private(home / "operator.key", operator_key),
+        "certificate_key_file": home / "certificate-key.pem",
         "database_secret_file": write_private(home / "database.secret", secrets.token_hex(32)),
         # Providers and receivers of webhooks are on loopback here.
         "allow_private_targets": True,

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from deploy.envoy.routes import CALLBACK_PATH
-from deploy.local import pki, postgres, valkey
+from deploy.local import pki, postgres, s3, valkey
 from deploy.local.files import ensure_private, new_secret
 from deploy.local.layout import SERVICES, WITH_DATABASE, WITH_VALKEY, Layout
 from deploy.local.pki import Paths
@@ -107,14 +107,22 @@ def _own(
         case "provisioner":
             return {
                 "database_secret_file": _secret(layout, "database"),
+                # The service makes it: only it knows what belongs in there.
+                "certificate_key_file": layout.secrets / "certificate-key.pem",
                 "keyring_file": layout.secrets / "provisioner-keyring",
                 "servers_home": layout.state,
+                "backups_home": layout.state / "backups",
                 "domain": domain,
+                **_s3(layout, ports),
                 **_operating_system_user(),
             }
         case "app_proxy":
             return {"http_listen": f"{LOOPBACK}:{ports['app_proxy_http']}", "domain": domain}
     return {}
+
+
+def _s3(layout: Layout, ports: Mapping[str, int]) -> dict[str, object]:
+    return s3.provisioner_settings(s3.server(layout.s3, ports))
 
 
 def _operating_system_user() -> dict[str, object]:
