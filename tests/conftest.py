@@ -111,3 +111,10 @@ async def mesh_of_two(start_mesh: StartMesh) -> AsyncIterator[Mesh]:
         {"provisioner": {"deployments_per_tenant": 2, "backups_per_deployment": 1}}
     ) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+async def mesh_with_buckets(start_mesh: StartMesh, s3: Storage) -> AsyncIterator[Mesh]:
+    """A mesh whose deployments can have buckets, on a real object storage."""
+    async with start_mesh({"provisioner": await s3.settings()}) as running:
+        yield running
