@@ -61,6 +61,7 @@ from services.provisioner.plans.backing_up import BackingUp, BackupsEnding
 from services.provisioner.plans.deleting import Deleting
 from services.provisioner.plans.endings import (
     BucketEnding,
+    BucketEnding,
     CountersEnding,
     DatabaseEnding,
     KeysEnding,
@@ -266,6 +267,8 @@ def _deleting(ground: _Ground) -> Deleting:
         BucketEnding(ground.bucket_driver),
         SecretsEnding(ground.database),
     ]
+    if ground.bucket_driver is not None:
+        endings.append(BucketEnding(ground.bucket_driver))
     return Deleting(ground.database, endings, ground.certificate_keys, ground.settings.domain)
 
 

@@ -174,8 +174,12 @@ class TenantDeleting:
         """Ends keys, sessions and routes; what keys alone open is out of reach with them."""
         closing = await self._services.keys.close(job.bearer)
         routes = await self._services.routes.erase(job.bearer)
+        # From here on no key but the job's own gives another: one of a closed tenant lives longer.
+        renewed = Job(job.tombstone, await self._renewed(job.tombstone, job.bearer), job.now)
         kinds = (*OPENED_BY_KEYS, ResourceKind.ROUTE)
         async with self._database.service() as connection:
+            children = await deletion_store.children(connection, job.tenant)
+            await deletion_store.give_keys(connection, [self._given(c, renewed) for c in children])
             await deletion_store.revoke_access(connection, job.tenant, kinds)
             now = await certificate_store.now(connection)
         return {
@@ -193,7 +197,7 @@ class TenantDeleting:
         async with self._database.service() as connection:
             failed = await deletion_store.children(connection, job.tenant, failed=True)
             if failed:
-                await deletion_store.give_keys(connection, [self._revived(c, job) for c in failed])
+                await deletion_store.give_keys(connection, [self._given(c, job) for c in failed])
                 await self._queue.enqueue_all(connection, [each.deployment_id for each in failed])
             if await deletion_store.children(connection, job.tenant):
                 age = (job.now - job.tombstone.request_time) / _PART_OF_AGE
@@ -206,7 +210,7 @@ class TenantDeleting:
             "deployments_deleted_before": before,
         }
 
-    def _revived(self, child: Child, job: Job) -> Ending:
+    def _given(self, child: Child, job: Job) -> Ending:
         if child.operation_id is None:
             raise LookupError("a deployment that goes has an operation")
         key = self._operations.sealed(child.operation_id, job.bearer)
