@@ -172,6 +172,21 @@ async def awake_databases(
     return [deployment_of_row(row) for row in rows]
 
 
+async def ready_buckets(
+    connection: Connection, only: DeploymentId | None = None
+) -> list[Deployment]:
+    """Returns every deployment, not about to go, whose bucket has to be there."""
+    rows = await connection.fetch(
+        f"SELECT {DEPLOYMENT_COLUMNS} FROM deployments"  # noqa: S608 columns
+        " WHERE state IN ('ready', 'suspended') AND bucket AND EXISTS (SELECT FROM resources"
+        "  WHERE resources.deployment_id = deployments.deployment_id AND kind = 'bucket'"
+        "  AND resources.state IN ('ready', 'degraded'))"
+        " AND ($1::text IS NULL OR deployment_id = $1)",
+        only,
+    )
+    return [deployment_of_row(row) for row in rows]
+
+
 async def databases_to_listen_for(connection: Connection) -> list[Deployment]:
     """Returns every deployment whose database has a public port, or is to get one."""
     rows = await connection.fetch(

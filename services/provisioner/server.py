@@ -18,6 +18,7 @@ from services.provisioner.backup_files import BackupFiles, make_home
 from services.provisioner.backup_sweep import BackupSweep
 from services.provisioner.backups import Backups
 from services.provisioner.branching import Branching
+from services.provisioner.bucket_sweep import BucketSweep
 from services.provisioner.buckets import open_buckets
 from services.provisioner.certificate_tokens import CertificateTokens
 from services.provisioner.certificates import CertificateKeys, read_certificate_keys
@@ -60,7 +61,6 @@ from services.provisioner.peers import (
 from services.provisioner.plans.backing_up import BackingUp, BackupsEnding
 from services.provisioner.plans.deleting import Deleting
 from services.provisioner.plans.endings import (
-    BucketEnding,
     BucketEnding,
     CountersEnding,
     DatabaseEnding,
@@ -374,6 +374,7 @@ async def _start_workers(ground: _Ground, plans: _Plans, stack: AsyncExitStack) 
         ground.listening,
         ground.driver,
         BackupSweep(database, _backups(ground), ground.backup_files),
+        BucketSweep(database, locks, ground.buckets, ground.bucket_driver),
     )
     sleeping = Sleeping(database, locks, ground.driver, ground.uses)
     await ground.listening.match()

@@ -7,6 +7,7 @@ import structlog
 
 from services.provisioner import operation_store, resource_store, store, tombstone_store
 from services.provisioner.backup_sweep import BackupSweep
+from services.provisioner.bucket_sweep import BucketSweep
 from services.provisioner.domain import LOCK_PATIENCE, DeploymentState
 from services.provisioner.drivers.protocol import DatabaseDriver, DriverError
 from services.provisioner.listening import Listening
@@ -31,6 +32,7 @@ class Sweep:
         listening: Listening,
         driver: DatabaseDriver,
         backups: BackupSweep,
+        buckets: BucketSweep,
     ) -> None:
         self._database = database
         self._locks = locks
@@ -39,6 +41,7 @@ class Sweep:
         self._listening = listening
         self._driver = driver
         self._backups = backups
+        self._buckets = buckets
 
     async def run(self, seconds: float) -> None:
         """Sweeps at once, and then every `seconds`, for ever."""
@@ -49,6 +52,8 @@ class Sweep:
                 self.start_stopped,
                 self.remove_unwanted,
                 self._backups.tidy_backups,
+                self._buckets.look_after_buckets,
+                self._buckets.remove_unwanted_buckets,
             ):
                 await _attempted(part(), part.__name__)
             await asyncio.sleep(seconds)

@@ -203,6 +203,9 @@ COMPLETED: Mapping[str, Callable[[], dict[str, Any]]] = {
     "/bulkhead.credentials.v1.CredentialsService/StartAuthorization": lambda: {
         "request_id": fresh_id()
     },
+    "/bulkhead.provisioner.v1.ProvisionerService/RotateDatabaseCredentials": lambda: {
+        "request_id": fresh_id()
+    },
 }
 # Methods that answer alike for every id: nothing is found, nothing is changed, nothing is told.
 SILENT = {
