@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import pairwise
-from types import MappingProxyType
 from typing import Any, Final
 
 from joserfc import jws
@@ -24,7 +23,6 @@ _ALWAYS: Final = frozenset({"keys", "route", "loans", "counters"})
 # Who keeps something of tenants.
 _SERVICES: Final = frozenset({"app_proxy", "auth", "credentials", "provisioner", "ratelimit"})
 _TIMES: Final = ("access_revoked_at", "destroyed_at", "verified_gone_at")
-_NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
 class BadKeysError(Exception):
@@ -37,7 +35,7 @@ class Verdict:
 
     problems: tuple[str, ...]
     # What it says; empty when its signature does not hold.
-    document: Mapping[str, Any] = field(default=_NOTHING)
+    document: Mapping[str, Any] = field(default_factory=dict)
     # Of the key that signed it.
     key_id: str = ""
 
