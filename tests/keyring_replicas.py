@@ -4,11 +4,11 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from services.credentials.keyring import Keyring
-from services.credentials.rewrapping import Rewrapping
 from services.shared.crypto import KekId, KeyBinding, KeyEncryptionKeys, Place
 from services.shared.data_keys import DataKeys
 from services.shared.ids import TenantId
+from services.shared.keyring.keyring import Keyring
+from services.shared.keyring.rewrapping import Rewrapping
 from services.shared.postgres import Database
 from tests.databases import SERVICES
 

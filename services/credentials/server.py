@@ -19,7 +19,6 @@ from services.credentials.completion import Completion
 from services.credentials.connections import Connections
 from services.credentials.deletion import REVOCATIONS_AT_ONCE, Deletion, Revoker
 from services.credentials.erasure import Erasure
-from services.credentials.keyring import Keyring
 from services.credentials.peers import AuthAuditor, AuthAuditTrail, AuthRegistry
 from services.credentials.ports import Keys
 from services.credentials.providers.clients import load_clients
@@ -29,9 +28,7 @@ from services.credentials.providers.outbound import open_outbound
 from services.credentials.providers.places import Places
 from services.credentials.refresh.locks import RefreshLocks
 from services.credentials.refresh.terms import Unobserved
-from services.credentials.rewrapping import Rewrapping
 from services.credentials.rpc import CredentialsRpc
-from services.credentials.rpc.keyring import KeyringRpc
 from services.credentials.service import CredentialsService
 from services.credentials.settings import Settings
 from services.credentials.suspensions import Suspensions
@@ -43,6 +40,9 @@ from services.shared.background import background
 from services.shared.channel import open_channel
 from services.shared.data_keys import DataKeys
 from services.shared.keyring import open_keyring
+from services.shared.keyring.keyring import Keyring
+from services.shared.keyring.rewrapping import Rewrapping
+from services.shared.keyring.rpc import KeyringRpc
 from services.shared.postgres import open_database
 from services.shared.server import Registration, Service
 
@@ -99,7 +99,7 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
                 ),
                 Registration(
                     pb2.DESCRIPTOR.services_by_name["KeyringService"],
-                    KeyringRpc(keyring),
+                    KeyringRpc(keyring, pb2),
                     add_KeyringServiceServicer_to_server,
                 ),
             ],

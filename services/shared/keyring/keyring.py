@@ -5,9 +5,6 @@ from dataclasses import dataclass
 
 import structlog
 
-from services.credentials import keyring_store as store
-from services.credentials.keyring_store import Standing
-from services.credentials.rewrapping import Rewrapping
 from services.shared.crypto import KekId, KeyEncryptionKeys
 from services.shared.errors import (
     BulkheadError,
@@ -15,6 +12,9 @@ from services.shared.errors import (
     NotFoundError,
     Reason,
 )
+from services.shared.keyring import store
+from services.shared.keyring.rewrapping import Rewrapping
+from services.shared.keyring.store import Standing
 from services.shared.postgres import Connection, Database
 from services.shared.settings import UnusableFileError
 

@@ -11,10 +11,10 @@ from typing import Final
 
 import structlog
 
-from services.credentials import keyring_store as store
-from services.credentials.keyring_store import TenantKey
 from services.shared.crypto import KekId, KeyEncryptionKeys, UnreadableError, WrappedKey
 from services.shared.errors import UnavailableError
+from services.shared.keyring import store
+from services.shared.keyring.store import TenantKey
 from services.shared.postgres import Connection, Database
 
 _BATCH: Final = 32
