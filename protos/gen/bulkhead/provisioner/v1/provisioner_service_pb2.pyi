@@ -1286,7 +1286,8 @@ class PutSecretRequest(_message.Message):
     deployment_id: _builtins.str
     name: _builtins.str
     """A name of an environment variable: letters, digits and `_`, not beginning with a digit, at most 128
-    characters; none that begins with `BULKHEAD_`.
+    characters; none that begins with `BULKHEAD_`, and none by which a program is told what to run, as
+    `PATH` and `LD_PRELOAD` are.
     """
     value: _builtins.str
     """1 to 32,768 bytes."""
