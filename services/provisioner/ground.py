@@ -1,0 +1,175 @@
+"""What the provisioner's use cases and workers stand on, opened in order."""
+
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from services.provisioner import store
+from services.provisioner.backup_files import BackupFiles, make_home
+from services.provisioner.buckets import open_buckets
+from services.provisioner.certificates import CertificateKeys, read_certificate_keys
+from services.provisioner.changes import Changes, open_changes
+from services.provisioner.deletion_peers import (
+    AuthKeys,
+    CredentialsOfTenant,
+    ProxyHosts,
+    RatelimitOfTenant,
+)
+from services.provisioner.drivers import local, local_database
+from services.provisioner.drivers.bucket_protocol import BucketDriver
+from services.provisioner.drivers.claim import claim
+from services.provisioner.drivers.listener import open_listeners
+from services.provisioner.drivers.local import LocalDriver
+from services.provisioner.drivers.port_range import PortRange
+from services.provisioner.drivers.postgres_process import reachable_home
+from services.provisioner.drivers.protocol import DatabaseListeners
+from services.provisioner.drivers.reception import House
+from services.provisioner.listening import Listening
+from services.provisioner.locks import DeploymentLocks
+from services.provisioner.master_secret import MasterSecret, read_master_secret
+from services.provisioner.operations import Operations
+from services.provisioner.own_buckets import OwnBuckets
+from services.provisioner.peers import (
+    AuthRegistry,
+    CredentialsLoans,
+    ProxyRoutes,
+    RatelimitCounters,
+)
+from services.provisioner.queue import WorkQueue
+from services.provisioner.settings import Settings
+from services.provisioner.tenant_deleting import TenantServices
+from services.provisioner.uses import Uses
+from services.provisioner.waking import Waking
+from services.provisioner.work import Boundary
+from services.shared.channel import open_channel
+from services.shared.data_keys import DataKeys
+from services.shared.keyring import open_keyring
+from services.shared.postgres import Database, open_database
+
+_NAME = "provisioner"
+_MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+@dataclass(frozen=True, slots=True)
+class Peers:
+    """The other services, as the provisioner sees them."""
+
+    registry: AuthRegistry
+    routes: ProxyRoutes
+    loans: CredentialsLoans
+    counters: RatelimitCounters
+    # The same, for the end of tenants.
+    of_tenants: TenantServices
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What the use cases and the workers stand on."""
+
+    settings: Settings
+    database: Database
+    secret: MasterSecret
+    certificate_keys: CertificateKeys
+    locks: DeploymentLocks
+    queue: WorkQueue
+    operations: Operations
+    changes: Changes
+    data_keys: DataKeys
+    peers: Peers
+    driver: LocalDriver
+    bucket_driver: BucketDriver | None
+    buckets: OwnBuckets
+    backup_files: BackupFiles
+    uses: Uses
+    waking: Waking
+    listening: Listening
+    boundary: Boundary
+
+
+async def open_ground(
+    settings: Settings, stack: AsyncExitStack, auth: grpc.aio.Channel, boundary: Boundary
+) -> Ground:
+    """Returns all of it; what is open is closed with the stack, in reverse."""
+    enter = stack.enter_async_context
+    secret = read_master_secret(settings.database_secret_file)
+    database = await enter(open_database(settings, _NAME, _MIGRATIONS))
+    locks = DeploymentLocks(await enter(open_database(_for_locks(settings), _NAME, _MIGRATIONS)))
+    driver = await _local_driver(settings, secret, database)
+    bucket_driver = await enter(open_buckets(settings, secret))
+    queue, uses = WorkQueue(f"{_NAME}_service"), Uses()
+    waking = Waking(database, locks, driver, uses)
+    return Ground(
+        settings=settings,
+        database=database,
+        secret=secret,
+        certificate_keys=read_certificate_keys(
+            settings.certificate_key_file, settings.certificate_former_keys_file
+        ),
+        locks=locks,
+        queue=queue,
+        operations=Operations(secret, queue),
+        changes=await enter(open_changes(database)),
+        data_keys=DataKeys(database, await enter(open_keyring(settings))),
+        peers=await _peers(settings, stack, auth),
+        driver=driver,
+        bucket_driver=bucket_driver,
+        buckets=OwnBuckets(database, bucket_driver),
+        backup_files=BackupFiles(make_home(settings.backups_home), bucket_driver),
+        uses=uses,
+        waking=waking,
+        listening=Listening(database, await enter(_listeners(settings, waking))),
+        boundary=boundary,
+    )
+
+
+async def _peers(settings: Settings, stack: AsyncExitStack, auth: grpc.aio.Channel) -> Peers:
+    proxy, credentials, ratelimit = [
+        await stack.enter_async_context(open_channel(settings, name, target))
+        for name, target in (
+            ("app_proxy", settings.app_proxy_target),
+            ("credentials", settings.credentials_target),
+            ("ratelimit", settings.ratelimit_target),
+        )
+    ]
+    return Peers(
+        AuthRegistry(auth),
+        ProxyRoutes(proxy),
+        CredentialsLoans(credentials),
+        RatelimitCounters(ratelimit),
+        TenantServices(
+            AuthKeys(auth),
+            ProxyHosts(proxy),
+            CredentialsOfTenant(credentials),
+            RatelimitOfTenant(ratelimit),
+        ),
+    )
+
+
+def _listeners(
+    settings: Settings, waking: Waking
+) -> AbstractAsyncContextManager[DatabaseListeners]:
+    return open_listeners(
+        waking,
+        House(local.DATABASE, frozenset(local_database.LOGINS), settings.listener_connections),
+        PortRange(settings.listener_port_first, settings.listener_port_last),
+    )
+
+
+def _for_locks(settings: Settings) -> Settings:
+    return settings.model_copy(update={"postgres_pool_size": settings.lock_pool_size})
+
+
+async def _local_driver(
+    settings: Settings, secret: MasterSecret, database: Database
+) -> LocalDriver:
+    home = reachable_home(settings.servers_home)
+    async with database.service() as connection:
+        claim(home, await store.installation_mark(connection))
+    return LocalDriver(
+        home,
+        secret,
+        PortRange(settings.database_port_first, settings.database_port_last),
+        round(settings.statement_timeout_seconds * 1000),
+    )
