@@ -46,6 +46,8 @@ from services.provisioner.work import Boundary
 from services.shared.channel import open_channel
 from services.shared.data_keys import DataKeys
 from services.shared.keyring import open_keyring
+from services.shared.keyring.keyring import Keyring
+from services.shared.keyring.rewrapping import Rewrapping
 from services.shared.postgres import Database, open_database
 
 _NAME = "provisioner"
@@ -77,6 +79,8 @@ class Ground:
     operations: Operations
     changes: Changes
     data_keys: DataKeys
+    rewrapping: Rewrapping
+    keyring: Keyring
     peers: Peers
     driver: LocalDriver
     bucket_driver: BucketDriver | None
@@ -91,13 +95,21 @@ class Ground:
 async def open_ground(
     settings: Settings, stack: AsyncExitStack, auth: grpc.aio.Channel, boundary: Boundary
 ) -> Ground:
-    """Returns all of it; what is open is closed with the stack, in reverse."""
+    """Returns all of it; what is open is closed with the stack, in reverse.
+
+    Raises:
+        UnusableFileError: a file cannot be used, or the keyring has none of the keys in use.
+    """
     enter = stack.enter_async_context
     secret = read_master_secret(settings.database_secret_file)
     database = await enter(open_database(settings, _NAME, _MIGRATIONS))
     locks = DeploymentLocks(await enter(open_database(_for_locks(settings), _NAME, _MIGRATIONS)))
     driver = await _local_driver(settings, secret, database)
     bucket_driver = await enter(open_buckets(settings, secret))
+    keks = await enter(open_keyring(settings))
+    rewrapping = Rewrapping(database, keks)
+    keyring = Keyring(database, keks, rewrapping)
+    await keyring.verify()
     queue, uses = WorkQueue(f"{_NAME}_service"), Uses()
     waking = Waking(database, locks, driver, uses)
     return Ground(
@@ -111,7 +123,9 @@ async def open_ground(
         queue=queue,
         operations=Operations(secret, queue),
         changes=await enter(open_changes(database)),
-        data_keys=DataKeys(database, await enter(open_keyring(settings))),
+        data_keys=DataKeys(database, keks),
+        rewrapping=rewrapping,
+        keyring=keyring,
         peers=await _peers(settings, stack, auth),
         driver=driver,
         bucket_driver=bucket_driver,

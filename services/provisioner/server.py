@@ -6,6 +6,7 @@ from datetime import timedelta
 
 from bulkhead.provisioner.v1 import provisioner_service_pb2 as pb2
 from bulkhead.provisioner.v1.provisioner_service_pb2_grpc import (
+    add_KeyringServiceServicer_to_server,
     add_ProvisionerServiceServicer_to_server,
 )
 
@@ -42,6 +43,7 @@ from services.provisioner.work import Boundary, Unwatched
 from services.shared.access import RemoteAuditor, RemoteAuthenticator, open_key_resolver
 from services.shared.background import background
 from services.shared.channel import open_channel
+from services.shared.keyring.rpc import KeyringRpc
 from services.shared.server import Registration, Service
 
 
@@ -60,7 +62,12 @@ async def compose(settings: Settings, boundary: Boundary | None = None) -> Async
                     pb2.DESCRIPTOR.services_by_name["ProvisionerService"],
                     ProvisionerRpc(_service(ground, plans)),
                     add_ProvisionerServiceServicer_to_server,
-                )
+                ),
+                Registration(
+                    pb2.DESCRIPTOR.services_by_name["KeyringService"],
+                    KeyringRpc(ground.keyring, pb2),
+                    add_KeyringServiceServicer_to_server,
+                ),
             ],
             authenticator=RemoteAuthenticator(resolver, settings.key_prefix),
             auditor=RemoteAuditor(auth),
@@ -162,6 +169,7 @@ async def _start_workers(ground: Ground, plans: Plans, stack: AsyncExitStack) ->
     for running in (
         work(settings, Dispatch(reconciler, plans.deleting_tenants).reconcile),
         sweep.run(settings.sweep_seconds),
+        ground.rewrapping.run(),
         sleeping.run(settings.look_seconds),
         ground.driver.keep_spare(),
     ):

@@ -1700,3 +1700,154 @@ class ListCertificateKeysResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListCertificateKeysResponse: _TypeAlias = ListCertificateKeysResponse  # noqa: Y015
+
+@_typing.final
+class GetKeyringRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetKeyringRequest: _TypeAlias = GetKeyringRequest  # noqa: Y015
+
+@_typing.final
+class KeyEncryptionKey(_message.Message):
+    """A key-encryption key; what it is, only its holder knows."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_ENCRYPTION_KEY_ID_FIELD_NUMBER: _builtins.int
+    CURRENT_FIELD_NUMBER: _builtins.int
+    DATA_KEYS_FIELD_NUMBER: _builtins.int
+    USABLE_FIELD_NUMBER: _builtins.int
+    key_encryption_key_id: _builtins.str
+    current: _builtins.bool
+    """New data keys are wrapped under it."""
+    data_keys: _builtins.int
+    """Data keys that are under it now."""
+    usable: _builtins.bool
+    """The service can use it now."""
+    def __init__(
+        self,
+        *,
+        key_encryption_key_id: _builtins.str = ...,
+        current: _builtins.bool = ...,
+        data_keys: _builtins.int = ...,
+        usable: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["current", b"current", "data_keys", b"data_keys", "key_encryption_key_id", b"key_encryption_key_id", "usable", b"usable"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeyEncryptionKey: _TypeAlias = KeyEncryptionKey  # noqa: Y015
+
+@_typing.final
+class GetKeyringResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOLDER_FIELD_NUMBER: _builtins.int
+    KEY_ENCRYPTION_KEYS_FIELD_NUMBER: _builtins.int
+    DATA_KEYS_TO_WRAP_FIELD_NUMBER: _builtins.int
+    DATA_KEYS_UNREADABLE_FIELD_NUMBER: _builtins.int
+    holder: _builtins.str
+    """`file`, `mounted` or `transit`: who holds the keys."""
+    data_keys_to_wrap: _builtins.int
+    """Data keys that are not under the current one yet."""
+    data_keys_unreadable: _builtins.int
+    """Of these, those that could not be unwrapped; they are tried again, and stop no others."""
+    @_builtins.property
+    def key_encryption_keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___KeyEncryptionKey]: ...
+    def __init__(
+        self,
+        *,
+        holder: _builtins.str = ...,
+        key_encryption_keys: _abc.Iterable[Global___KeyEncryptionKey] | None = ...,
+        data_keys_to_wrap: _builtins.int = ...,
+        data_keys_unreadable: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_keys_to_wrap", b"data_keys_to_wrap", "data_keys_unreadable", b"data_keys_unreadable", "holder", b"holder", "key_encryption_keys", b"key_encryption_keys"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetKeyringResponse: _TypeAlias = GetKeyringResponse  # noqa: Y015
+
+@_typing.final
+class RotateKeyringRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RotateKeyringRequest: _TypeAlias = RotateKeyringRequest  # noqa: Y015
+
+@_typing.final
+class RotateKeyringResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CURRENT_KEY_ENCRYPTION_KEY_ID_FIELD_NUMBER: _builtins.int
+    DATA_KEYS_TO_WRAP_FIELD_NUMBER: _builtins.int
+    current_key_encryption_key_id: _builtins.str
+    data_keys_to_wrap: _builtins.int
+    def __init__(
+        self,
+        *,
+        current_key_encryption_key_id: _builtins.str = ...,
+        data_keys_to_wrap: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["current_key_encryption_key_id", b"current_key_encryption_key_id", "data_keys_to_wrap", b"data_keys_to_wrap"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RotateKeyringResponse: _TypeAlias = RotateKeyringResponse  # noqa: Y015
+
+@_typing.final
+class DestroyKeyEncryptionKeyRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_ENCRYPTION_KEY_ID_FIELD_NUMBER: _builtins.int
+    key_encryption_key_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        key_encryption_key_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key_encryption_key_id", b"key_encryption_key_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DestroyKeyEncryptionKeyRequest: _TypeAlias = DestroyKeyEncryptionKeyRequest  # noqa: Y015
+
+@_typing.final
+class DestroyKeyEncryptionKeyResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DestroyKeyEncryptionKeyResponse: _TypeAlias = DestroyKeyEncryptionKeyResponse  # noqa: Y015

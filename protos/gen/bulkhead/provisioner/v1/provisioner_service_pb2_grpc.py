@@ -1165,3 +1165,170 @@ class ProvisionerService:
             timeout,
             metadata,
             _registered_method=True)
+
+
+class KeyringServiceStub:
+    """The keys under which the tenants' data keys are kept, which seal what the provisioner keeps secret.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.GetKeyring = channel.unary_unary(
+                '/bulkhead.provisioner.v1.KeyringService/GetKeyring',
+                request_serializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.GetKeyringRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.GetKeyringResponse.FromString,
+                _registered_method=True)
+        self.RotateKeyring = channel.unary_unary(
+                '/bulkhead.provisioner.v1.KeyringService/RotateKeyring',
+                request_serializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.RotateKeyringRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.RotateKeyringResponse.FromString,
+                _registered_method=True)
+        self.DestroyKeyEncryptionKey = channel.unary_unary(
+                '/bulkhead.provisioner.v1.KeyringService/DestroyKeyEncryptionKey',
+                request_serializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.DestroyKeyEncryptionKeyRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.DestroyKeyEncryptionKeyResponse.FromString,
+                _registered_method=True)
+
+
+class KeyringServiceServicer:
+    """The keys under which the tenants' data keys are kept, which seal what the provisioner keeps secret.
+    """
+
+    def GetKeyring(self, request, context):
+        """How many data keys are under which key-encryption key.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RotateKeyring(self, request, context):
+        """Makes a new key-encryption key where the service holds them itself, and starts to wrap every
+        data key anew under the current one, while everything else goes on. Called again meanwhile it
+        makes no second one. GetKeyring shows how far it is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DestroyKeyEncryptionKey(self, request, context):
+        """Destroys a key-encryption key that no data key is under any more: from then on, backups from
+        its time cannot be read by anyone.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_KeyringServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'GetKeyring': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetKeyring,
+                    request_deserializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.GetKeyringRequest.FromString,
+                    response_serializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.GetKeyringResponse.SerializeToString,
+            ),
+            'RotateKeyring': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateKeyring,
+                    request_deserializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.RotateKeyringRequest.FromString,
+                    response_serializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.RotateKeyringResponse.SerializeToString,
+            ),
+            'DestroyKeyEncryptionKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.DestroyKeyEncryptionKey,
+                    request_deserializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.DestroyKeyEncryptionKeyRequest.FromString,
+                    response_serializer=bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.DestroyKeyEncryptionKeyResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'bulkhead.provisioner.v1.KeyringService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('bulkhead.provisioner.v1.KeyringService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class KeyringService:
+    """The keys under which the tenants' data keys are kept, which seal what the provisioner keeps secret.
+    """
+
+    @staticmethod
+    def GetKeyring(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.provisioner.v1.KeyringService/GetKeyring',
+            bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.GetKeyringRequest.SerializeToString,
+            bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.GetKeyringResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RotateKeyring(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.provisioner.v1.KeyringService/RotateKeyring',
+            bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.RotateKeyringRequest.SerializeToString,
+            bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.RotateKeyringResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DestroyKeyEncryptionKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.provisioner.v1.KeyringService/DestroyKeyEncryptionKey',
+            bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.DestroyKeyEncryptionKeyRequest.SerializeToString,
+            bulkhead_dot_provisioner_dot_v1_dot_provisioner__service__pb2.DestroyKeyEncryptionKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

@@ -313,3 +313,53 @@ class ProvisionerServiceServicer(metaclass=_abc_1.ABCMeta):
         """The public keys with which certificates can be checked, also those of before."""
 
 def add_ProvisionerServiceServicer_to_server(servicer: ProvisionerServiceServicer, server: _aio.Server) -> None: ...
+
+class KeyringServiceStub:
+    """The keys under which the tenants' data keys are kept, which seal what the provisioner keeps secret."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    GetKeyring: _aio.UnaryUnaryMultiCallable[_provisioner_service_pb2.GetKeyringRequest, _provisioner_service_pb2.GetKeyringResponse]
+    """How many data keys are under which key-encryption key."""
+    RotateKeyring: _aio.UnaryUnaryMultiCallable[_provisioner_service_pb2.RotateKeyringRequest, _provisioner_service_pb2.RotateKeyringResponse]
+    """Makes a new key-encryption key where the service holds them itself, and starts to wrap every
+    data key anew under the current one, while everything else goes on. Called again meanwhile it
+    makes no second one. GetKeyring shows how far it is.
+    """
+    DestroyKeyEncryptionKey: _aio.UnaryUnaryMultiCallable[_provisioner_service_pb2.DestroyKeyEncryptionKeyRequest, _provisioner_service_pb2.DestroyKeyEncryptionKeyResponse]
+    """Destroys a key-encryption key that no data key is under any more: from then on, backups from
+    its time cannot be read by anyone.
+    """
+
+class KeyringServiceServicer(metaclass=_abc_1.ABCMeta):
+    """The keys under which the tenants' data keys are kept, which seal what the provisioner keeps secret."""
+
+    @_abc_1.abstractmethod
+    def GetKeyring(
+        self,
+        request: _provisioner_service_pb2.GetKeyringRequest,
+        context: _aio.ServicerContext[_provisioner_service_pb2.GetKeyringRequest, _abc.Awaitable[_provisioner_service_pb2.GetKeyringResponse]],
+    ) -> _abc.Awaitable[_provisioner_service_pb2.GetKeyringResponse]:
+        """How many data keys are under which key-encryption key."""
+
+    @_abc_1.abstractmethod
+    def RotateKeyring(
+        self,
+        request: _provisioner_service_pb2.RotateKeyringRequest,
+        context: _aio.ServicerContext[_provisioner_service_pb2.RotateKeyringRequest, _abc.Awaitable[_provisioner_service_pb2.RotateKeyringResponse]],
+    ) -> _abc.Awaitable[_provisioner_service_pb2.RotateKeyringResponse]:
+        """Makes a new key-encryption key where the service holds them itself, and starts to wrap every
+        data key anew under the current one, while everything else goes on. Called again meanwhile it
+        makes no second one. GetKeyring shows how far it is.
+        """
+
+    @_abc_1.abstractmethod
+    def DestroyKeyEncryptionKey(
+        self,
+        request: _provisioner_service_pb2.DestroyKeyEncryptionKeyRequest,
+        context: _aio.ServicerContext[_provisioner_service_pb2.DestroyKeyEncryptionKeyRequest, _abc.Awaitable[_provisioner_service_pb2.DestroyKeyEncryptionKeyResponse]],
+    ) -> _abc.Awaitable[_provisioner_service_pb2.DestroyKeyEncryptionKeyResponse]:
+        """Destroys a key-encryption key that no data key is under any more: from then on, backups from
+        its time cannot be read by anyone.
+        """
+
+def add_KeyringServiceServicer_to_server(servicer: KeyringServiceServicer, server: _aio.Server) -> None: ...
