@@ -140,12 +140,12 @@ async def delete_children(
 
 
 async def give_keys(connection: Connection, endings: Sequence[Ending]) -> None:
-    """Gives operations that have not succeeded another key; those that failed begin anew."""
+    """Gives operations that have not succeeded another key, and lets them try it at once."""
     await connection.execute(
         "UPDATE operations SET sealed_key = ending.sealed_key, key_renew_at = ending.renew_at,"
         " ended_at = NULL, state = 'running',"
         " retries = CASE state WHEN 'failed' THEN 0 ELSE retries END,"
-        " next_try_at = CASE state WHEN 'failed' THEN now() ELSE next_try_at END"
+        " next_try_at = now()"
         " FROM unnest($1::text[], $2::bytea[], $3::timestamptz[])"
         "  AS ending (operation_id, sealed_key, renew_at)"
         " WHERE operations.operation_id = ending.operation_id AND state <> 'succeeded'",
