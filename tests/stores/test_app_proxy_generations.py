@@ -67,17 +67,28 @@ class Setting:
         row = await self.run("SELECT session_user AS login, current_user AS role", generation, role)
         return row["login"], row["role"]
 
-    async def sleepers(self) -> int:
+    @asynccontextmanager
+    async def in_flight(self) -> AsyncIterator["asyncio.Task[dict[str, Any]]"]:
+        """Yields a statement that runs until the block ends."""
         superuser = await self.postgres.connect(self.server.database)
         try:
-            found = await superuser.fetchval(
-                "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
-                " AND datname = current_database()"
+            await superuser.execute("SELECT pg_advisory_lock(1)")
+            slow = asyncio.create_task(
+                self.run("SELECT session_user AS login FROM pg_advisory_xact_lock(1)", 1)
             )
+
+            async def waits() -> bool:
+                found: bool = await superuser.fetchval(
+                    "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory'"
+                    " AND NOT granted AND database = (SELECT oid FROM pg_database"
+                    " WHERE datname = current_database()))"
+                )
+                return found
+
+            await until(waits)
+            yield slow
         finally:
             await superuser.close()
-        assert isinstance(found, int)
-        return found
 
     async def sessions(self, generation: int) -> int:
         superuser = await self.postgres.connect(self.server.database)
@@ -144,19 +155,13 @@ async def test_a_later_generation_gets_a_new_pool_and_nothing_in_flight_is_cut(
 ) -> None:
     first = setting.server.login(Role.WRITER, 1)
     assert await setting.who(1) == (first, "writer")
-    slow = asyncio.create_task(
-        setting.run("SELECT session_user AS login FROM pg_sleep(1)", generation=1)
-    )
-
-    async def under_way() -> bool:
-        return await setting.sleepers() == 1
-
-    await until(under_way)
-    setting.server.generation = 2
-    second = setting.server.login(Role.WRITER, 2)
-    assert await setting.who(2) == (second, "writer")
-    # By a route that is a little old: the pool of now serves it.
-    assert await setting.who(1) == (second, "writer")
+    async with setting.in_flight() as slow:
+        setting.server.generation = 2
+        second = setting.server.login(Role.WRITER, 2)
+        assert await setting.who(2) == (second, "writer")
+        # By a route that is a little old: the pool of now serves it.
+        assert await setting.who(1) == (second, "writer")
+        assert not slow.done()
     assert (await slow)["login"] == first
     assert setting.server.asked == 2
 
@@ -216,22 +221,17 @@ async def test_a_refused_login_cuts_nothing_that_is_in_flight(
     rotating: Rotating, postgres: MeshPostgres
 ) -> None:
     async with _setting(rotating, postgres) as setting:
-        slow = asyncio.create_task(setting.run("SELECT 7 AS x FROM pg_sleep(1)", generation=1))
-
-        async def under_way() -> bool:
-            return await setting.sleepers() == 1
-
-        await until(under_way)
-        superuser = await postgres.connect()
-        await superuser.execute(
-            f"ALTER ROLE {rotating.login(Role.WRITER, 1)} PASSWORD 'another';"
-            f" ALTER ROLE {rotating.login(Role.WRITER, 2)} PASSWORD 'password of 2'"
-        )
-        await superuser.close()
-        rotating.generation = 2
-        # A second session of the same pool: its login is refused, and asked for anew.
-        assert (await setting.who(1))[0] == rotating.login(Role.WRITER, 2)
-        assert await slow == {"x": 7}
+        async with setting.in_flight() as slow:
+            superuser = await postgres.connect()
+            await superuser.execute(
+                f"ALTER ROLE {rotating.login(Role.WRITER, 1)} PASSWORD 'another'"
+            )
+            await superuser.close()
+            rotating.generation = 2
+            # A second session of the same pool: its login is refused, and asked for anew.
+            assert (await setting.who(1))[0] == rotating.login(Role.WRITER, 2)
+            assert not slow.done()
+        assert await slow == {"login": rotating.login(Role.WRITER, 1)}
 
 
 @pytest.mark.promise("P-02")
