@@ -113,9 +113,9 @@ async def _prepare(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
 class _Reset:
     """Leaves nothing of a use: settings, roles, temporary tables, locks, prepared statements.
 
-    It is what DISCARD ALL does, statement by statement, since that one leaves the session as its
-    login, and is possible in no transaction, so that acting as the role again would be a round trip
-    of its own.
+    It is what DISCARD ALL does, statement by statement. That one leaves the session as its login,
+    or not, by the version of Postgres, and is possible in no transaction: to act as the role again
+    would be a round trip of its own.
     """
 
     def __init__(self, role: Role) -> None:
