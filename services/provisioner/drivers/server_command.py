@@ -1,13 +1,14 @@
 """Programs that run as the servers' user: to their end, or detached to outlive us."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from services.provisioner.drivers.folder_lock import Held
-from services.provisioner.drivers.postgres_install import server_user
+from services.provisioner.drivers.postgres_install import ServerUser, server_user
 
 LOCALE = "C.UTF-8"
 # Started by a shell that ends at once, so that the program is nobody's child: it needs no one to
@@ -99,8 +100,16 @@ def _as_server(command: Sequence[str]) -> Sequence[str]:
     user = server_user()
     if user is None:
         return command
-    become = (sys.executable, "-I", "-S", "-c", _BECOME, str(user.uid), str(user.gid))
-    return (*become, *command)
+    return (*_becoming(user), *command)
+
+
+def _becoming(user: ServerUser) -> Sequence[str]:
+    """Returns the program that runs another one as `user`: the system's own starts sooner."""
+    found = shutil.which("setpriv", path=os.defpath)
+    # BusyBox has one of that name, which cannot do it.
+    if found is not None and Path(found).resolve().name == "setpriv":
+        return (found, f"--reuid={user.uid}", f"--regid={user.gid}", "--clear-groups", "--")
+    return (sys.executable, "-I", "-S", "-c", _BECOME, str(user.uid), str(user.gid))
 
 
 def _environment() -> dict[str, str]:
