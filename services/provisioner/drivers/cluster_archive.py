@@ -1,5 +1,6 @@
 """A server directory in one file: a tar archive, compressed, then sealed."""
 
+import contextlib
 import gzip
 import io
 import os
@@ -36,7 +37,7 @@ class ArchiveSink:
         self._sealed = SealedWriter(self._target, key_of)
         self._packed = gzip.GzipFile("", "wb", _LEVEL, cast("IO[bytes]", self._sealed), mtime=0)
         self._tar = tarfile.open(  # noqa: SIM115 closed when it is kept
-            fileobj=self._packed, mode="w|", bufsize=_BUFFER_BYTES
+            fileobj=self._packed, mode="w"
         )
         self._entries = 0
 
@@ -73,7 +74,11 @@ class ArchiveSink:
 
     def discard(self) -> None:
         """Leaves nothing that was not kept."""
-        self._target.close()
+        # What it still has to write may fail, and matters no more.
+        with contextlib.suppress(OSError, ValueError):
+            self._packed.close()
+        with contextlib.suppress(OSError):
+            self._target.close()
         self._half.unlink(missing_ok=True)
 
 

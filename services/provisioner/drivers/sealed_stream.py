@@ -64,10 +64,11 @@ class SealedReader(io.RawIOBase):
 
     def __init__(self, source: BinaryIO, key_of: KeyOf) -> None:
         super().__init__()
-        if source.read(len(_MAGIC)) != _MAGIC:
+        magic, salt = source.read(len(_MAGIC)), source.read(_SALT_BYTES)
+        if magic != _MAGIC or len(salt) != _SALT_BYTES:
             raise UnsealError
         self._source = source
-        self._cipher = AESGCM(key_of(source.read(_SALT_BYTES)))
+        self._cipher = AESGCM(key_of(salt))
         self._number = 0
         self._next: bytes | None = source.read(_CHUNK_BYTES + _TAG_BYTES)
         self._open = b""
