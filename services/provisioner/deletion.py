@@ -50,7 +50,7 @@ class Deletion:
         """Returns the operation that deletes the deployment, and what opens its certificate.
 
         Its keys and its route are dead then. Deleting twice answers with the first operation, begun
-        anew if it had failed, and the same token.
+        anew if it had failed, and the same token. One that fails again and again gets a new key.
 
         Raises:
             NotFoundError: the tenant has no such deployment.
@@ -61,6 +61,10 @@ class Deletion:
         if operation is None or operation.state is OperationState.FAILED:
             job = await self._registry.delegate(caller, f"delete {deployment_id}")
             operation = await self._begin(tenant, deployment_id, job)
+        elif operation.retries and not operation.done:
+            # What it fails for may be its key.
+            job = await self._registry.delegate(caller, f"delete {deployment_id}")
+            await self._renew(tenant, operation, job)
         if not _is_cut_off(operation):
             async with self._locks.hold(deployment_id, LOCK_PATIENCE):
                 operation = await self._cut_off(tenant, deployment_id, caller)
@@ -97,6 +101,12 @@ class Deletion:
                 operation = await operation_store.revive(connection, operation.operation_id, key)
                 await self._operations.enqueue(connection, deployment_id)
         return operation
+
+    async def _renew(self, tenant: TenantId, operation: Operation, job: Bearer) -> None:
+        async with self._database.tenant(tenant) as connection:
+            key = self._operations.sealed(operation.operation_id, job)
+            await operation_store.set_key(connection, operation.operation_id, key)
+            await self._operations.enqueue(connection, operation.deployment_id)
 
     async def _cut_off(
         self, tenant: TenantId, deployment_id: DeploymentId, caller: Bearer

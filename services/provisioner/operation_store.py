@@ -90,9 +90,9 @@ async def revive(connection: Connection, operation_id: OperationId, key: SealedK
 
 
 async def set_key(connection: Connection, operation_id: OperationId, key: SealedKey) -> None:
-    """Gives a running operation a new key to act with."""
+    """Gives a running operation a new key to act with, and lets it be tried at once."""
     await connection.execute(
-        "UPDATE operations SET sealed_key = $2, key_renew_at = $3"
+        "UPDATE operations SET sealed_key = $2, key_renew_at = $3, next_try_at = now()"
         " WHERE operation_id = $1 AND state = 'running'",
         operation_id,
         key.sealed,

@@ -140,6 +140,9 @@ class Deleting:
         Raises:
             StillThereError: something is left; it says what.
         """
+        for kind in (ResourceKind.KEYS, ResourceKind.ROUTE):
+            # What could not be looked after is destroyed again, as the others are in their steps.
+            await self._destroy(kind, work)
         resources = await self._resources(work)
         reasons = await asyncio.gather(*(self._left(each, work) for each in resources))
         found = {
