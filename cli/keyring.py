@@ -1,11 +1,13 @@
 """The commands `bulkhead keyring …`."""
 
 import asyncio
+from enum import StrEnum
 from types import MappingProxyType
-from typing import Annotated
+from typing import Annotated, Any, TypeAlias
 
 import typer
-from bulkhead.credentials.v1 import credentials_service_pb2 as pb
+from bulkhead.credentials.v1 import credentials_service_pb2 as credentials_pb
+from bulkhead.provisioner.v1 import provisioner_service_pb2 as provisioner_pb
 
 from cli.options import CALL_SECONDS, WAIT_SECONDS, Api, Json, KeyFile, Timeout, WaitSeconds
 from cli.panels import WATCH
@@ -17,6 +19,24 @@ _AGAIN_SECONDS = 0.5
 # What refusals call what these commands take by its place.
 _BY_PLACE = MappingProxyType({"key_encryption_key_id": "KEK_ID"})
 
+Keyring: TypeAlias = credentials_pb.GetKeyringResponse | provisioner_pb.GetKeyringResponse
+
+
+class Service(StrEnum):
+    """Which service's: each has keys of its own."""
+
+    CREDENTIALS = "credentials"
+    PROVISIONER = "provisioner"
+
+
+OfService = Annotated[
+    Service,
+    typer.Option(
+        "--service",
+        help="Whose keyring: that of credentials keeps grants, that of the provisioner secrets.",
+    ),
+]
+
 _STATUS_EXAMPLE = """Example: bulkhead keyring status --key-file .bulkhead/operator.key"""
 _ROTATE_EXAMPLE = """Example: bulkhead keyring rotate --wait --key-file .bulkhead/operator.key"""
 _DESTROY_EXAMPLE = """Example: bulkhead keyring destroy kek_… --key-file .bulkhead/operator.key"""
@@ -26,8 +46,8 @@ def register(app: typer.Typer) -> None:
     """Adds `keyring` to the command line."""
     keyring = typer.Typer(
         no_args_is_help=True,
-        help="Look at, rotate and destroy the keys that all kept grants are encrypted under; "
-        "with the operator's key.",
+        help="Look at, rotate and destroy the keys that all kept grants and secrets are encrypted "
+        "under; with the operator's key.",
     )
     keyring.command("status", epilog=_STATUS_EXAMPLE)(status)
     keyring.command("rotate", epilog=_ROTATE_EXAMPLE)(rotate)
@@ -36,6 +56,7 @@ def register(app: typer.Typer) -> None:
 
 
 def status(
+    service: OfService = Service.CREDENTIALS,
     as_json: Json = False,
     api: Api = "",
     key_file: KeyFile = None,
@@ -44,10 +65,10 @@ def status(
     """Show the key-encryption keys, and how far a rotation is."""
 
     async def command(session: Session) -> None:
-        keyring = await session.keyring.GetKeyring(pb.GetKeyringRequest())
+        keyring = await _status(session, service)
         session.show(document(keyring), _shown(keyring))
         if keyring.data_keys_unreadable:
-            session.tell(_unreadable(keyring))
+            session.tell(_unreadable(keyring, service))
 
     run(Connection(api, key_file, timeout, as_json), command)
 
@@ -57,6 +78,7 @@ def rotate(
         bool, typer.Option("--wait", help="Return when every data key is under the current key.")
     ] = False,
     wait_seconds: WaitSeconds = WAIT_SECONDS,
+    service: OfService = Service.CREDENTIALS,
     as_json: Json = False,
     api: Api = "",
     key_file: KeyFile = None,
@@ -70,13 +92,14 @@ def rotate(
     """
 
     async def command(session: Session) -> None:
-        begun = await session.keyring.RotateKeyring(pb.RotateKeyringRequest())
-        keyring = await session.keyring.GetKeyring(pb.GetKeyringRequest())
+        stub, messages = _keyring(session, service)
+        begun = await stub.RotateKeyring(messages.RotateKeyringRequest())
+        keyring = await _status(session, service)
         if wait:
-            keyring = await _wrapped(session, keyring, wait_seconds)
+            keyring = await _wrapped(session, service, keyring, wait_seconds)
         shown = document(begun) | document(keyring)
         session.show(shown, _shown(keyring))
-        session.tell(_next(keyring))
+        session.tell(_next(keyring, service))
 
     run(Connection(api, key_file, timeout, as_json), command)
 
@@ -85,6 +108,7 @@ def destroy(
     kek_id: Annotated[
         str, typer.Argument(metavar="KEK_ID", help="`kek_…`, as `keyring status` shows it.")
     ],
+    service: OfService = Service.CREDENTIALS,
     as_json: Json = False,
     api: Api = "",
     key_file: KeyFile = None,
@@ -94,19 +118,32 @@ def destroy(
 
     For good: backups from its time can be read by nobody from then on.
     """
-    request = pb.DestroyKeyEncryptionKeyRequest(key_encryption_key_id=kek_id)
 
     async def command(session: Session) -> None:
-        await session.keyring.DestroyKeyEncryptionKey(request)
+        stub, messages = _keyring(session, service)
+        await stub.DestroyKeyEncryptionKey(
+            messages.DestroyKeyEncryptionKeyRequest(key_encryption_key_id=kek_id)
+        )
         session.show({"key_encryption_key_id": kek_id}, f"{kek_id} is destroyed")
         session.tell("Backups from its time cannot be read any more.")
 
     run(Connection(api, key_file, timeout, as_json), command, _BY_PLACE)
 
 
-async def _wrapped(
-    session: Session, keyring: pb.GetKeyringResponse, seconds: float
-) -> pb.GetKeyringResponse:
+def _keyring(session: Session, service: Service) -> tuple[Any, Any]:
+    """Returns the service's stub, and the messages that it takes."""
+    if service is Service.PROVISIONER:
+        return session.provisioner_keyring, provisioner_pb
+    return session.keyring, credentials_pb
+
+
+async def _status(session: Session, service: Service) -> Keyring:
+    stub, messages = _keyring(session, service)
+    found: Keyring = await stub.GetKeyring(messages.GetKeyringRequest())
+    return found
+
+
+async def _wrapped(session: Session, service: Service, keyring: Keyring, seconds: float) -> Keyring:
     """Returns the keyring once nothing is left to wrap; how much is, is told on stderr.
 
     Raises:
@@ -120,17 +157,17 @@ async def _wrapped(
                     session.tell(f"{_data_keys(left)} left to wrap")
                     told = left
                 await asyncio.sleep(_AGAIN_SECONDS)
-                keyring = await session.keyring.GetKeyring(pb.GetKeyringRequest())
+                keyring = await _status(session, service)
     except TimeoutError:
         left_now = _data_keys(_left(keyring))
         message = f"{left_now} left to wrap after {seconds:g} s; it goes on without us"
         raise Refusal("DEADLINE_EXCEEDED", "", message) from None
     if keyring.data_keys_unreadable:
-        raise Refusal("FAILED_PRECONDITION", "", _unreadable(keyring))
+        raise Refusal("FAILED_PRECONDITION", "", _unreadable(keyring, service))
     return keyring
 
 
-def _left(keyring: pb.GetKeyringResponse) -> int:
+def _left(keyring: Keyring) -> int:
     return keyring.data_keys_to_wrap - keyring.data_keys_unreadable
 
 
@@ -138,7 +175,7 @@ def _data_keys(number: int) -> str:
     return "1 data key" if number == 1 else f"{number:,} data keys"
 
 
-def _shown(keyring: pb.GetKeyringResponse) -> str:
+def _shown(keyring: Keyring) -> str:
     rows = [
         (
             key.key_encryption_key_id,
@@ -152,18 +189,19 @@ def _shown(keyring: pb.GetKeyringResponse) -> str:
     return f"{fields(about)}\n\n{table(('key', '', 'data keys', ''), rows)}"
 
 
-def _unreadable(keyring: pb.GetKeyringResponse) -> str:
+def _unreadable(keyring: Keyring, service: Service) -> str:
     return (
         f"{_data_keys(keyring.data_keys_unreadable)} cannot be unwrapped: the key-encryption key is"
-        " missing, or what it wrapped was changed; the log of credentials names them"
+        f" missing, or what it wrapped was changed; the log of {service} names them"
     )
 
 
-def _next(keyring: pb.GetKeyringResponse) -> str:
+def _next(keyring: Keyring, service: Service) -> str:
+    which = "" if service is Service.CREDENTIALS else f" --service {service}"
     if keyring.data_keys_to_wrap:
-        return "See how far it is: bulkhead keyring status"
+        return f"See how far it is: bulkhead keyring status{which}"
     spare = [key for key in keyring.key_encryption_keys if not key.current]
     if not spare:
         return "Nothing is left to do."
     oldest = spare[-1].key_encryption_key_id
-    return f"Once no backup needs it any more: bulkhead keyring destroy {oldest}"
+    return f"Once no backup needs it any more: bulkhead keyring destroy {oldest}{which}"

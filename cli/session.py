@@ -19,6 +19,9 @@ from bulkhead.credentials.v1.credentials_service_pb2_grpc import (
     CredentialsServiceStub,
     KeyringServiceStub,
 )
+from bulkhead.provisioner.v1.provisioner_service_pb2_grpc import (
+    KeyringServiceStub as ProvisionerKeyringStub,
+)
 from bulkhead.provisioner.v1.provisioner_service_pb2_grpc import ProvisionerServiceStub
 from bulkhead.ratelimit.v1.ratelimit_service_pb2_grpc import RatelimitServiceStub
 from grpc.aio import ClientCallDetails, Metadata
@@ -68,7 +71,9 @@ class Session:
     provisioner: ProvisionerServiceStub
     ratelimit: RatelimitServiceStub
     credentials: CredentialsServiceStub
+    # Of credentials.
     keyring: KeyringServiceStub
+    provisioner_keyring: ProvisionerKeyringStub
     json: bool
 
     def show(self, shown: Mapping[str, Any], text: str) -> None:
@@ -141,6 +146,7 @@ async def _opened(connection: Connection, target: str, key: str | None) -> Async
             RatelimitServiceStub(channel),
             CredentialsServiceStub(channel),
             KeyringServiceStub(channel),
+            ProvisionerKeyringStub(channel),
             connection.json,
         )
 

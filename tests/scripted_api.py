@@ -22,8 +22,14 @@ from bulkhead.credentials.v1.credentials_service_pb2_grpc import (
     add_KeyringServiceServicer_to_server,
 )
 from bulkhead.provisioner.v1.provisioner_service_pb2_grpc import (
+    KeyringServiceServicer as ProvisionerKeyringServicer,
+)
+from bulkhead.provisioner.v1.provisioner_service_pb2_grpc import (
     ProvisionerServiceServicer,
     add_ProvisionerServiceServicer_to_server,
+)
+from bulkhead.provisioner.v1.provisioner_service_pb2_grpc import (
+    add_KeyringServiceServicer_to_server as add_provisioner_keyring,
 )
 from bulkhead.ratelimit.v1.ratelimit_service_pb2_grpc import (
     RatelimitServiceServicer,
@@ -108,6 +114,7 @@ async def scripted_api() -> AsyncIterator[ScriptedApi]:
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     add_AuthServiceServicer_to_server(scripted.generic(AuthServiceServicer), server)
     add_ProvisionerServiceServicer_to_server(scripted.generic(ProvisionerServiceServicer), server)
+    add_provisioner_keyring(scripted.generic(ProvisionerKeyringServicer), server)
     add_RatelimitServiceServicer_to_server(scripted.generic(RatelimitServiceServicer), server)
     add_CredentialsServiceServicer_to_server(scripted.generic(CredentialsServiceServicer), server)
     add_KeyringServiceServicer_to_server(scripted.generic(KeyringServiceServicer), server)

@@ -2,6 +2,7 @@
 
 import pytest
 from bulkhead.credentials.v1 import credentials_service_pb2 as pb
+from bulkhead.provisioner.v1 import provisioner_service_pb2 as provisioner_pb
 
 from services.shared.errors import FailedPreconditionError, NotFoundError, Reason
 from tests.scripted_api import ScriptedApi, bulkhead
@@ -113,3 +114,20 @@ async def test_keyring_destroy_that_is_refused_says_why(
     outcome = await bulkhead(api.port, "keyring", "destroy", OLD)
     assert (outcome.code, outcome.out) == (1, "")
     assert outcome.err.startswith(told)
+
+
+async def test_the_provisioners_keyring_is_asked_for_by_name(api: ScriptedApi) -> None:
+    left = provisioner_pb.GetKeyringResponse.FromString(keyring(left=0).SerializeToString())
+    api.answers |= {
+        "RotateKeyring": provisioner_pb.RotateKeyringResponse(current_key_encryption_key_id=NEW),
+        "GetKeyring": left,
+        "DestroyKeyEncryptionKey": provisioner_pb.DestroyKeyEncryptionKeyResponse(),
+    }
+    chosen = ("--service", "provisioner")
+    outcome = await bulkhead(api.port, "keyring", "rotate", "--wait", *chosen)
+    assert outcome.code == 0, outcome.err
+    assert f"bulkhead keyring destroy {OLD} --service provisioner" in outcome.err
+    assert (await bulkhead(api.port, "keyring", "destroy", OLD, *chosen)).code == 0
+    (request,) = api.requests("DestroyKeyEncryptionKey")
+    assert isinstance(request, provisioner_pb.DestroyKeyEncryptionKeyRequest)
+    assert (await bulkhead(api.port, "keyring", "status", "--service", "nobody")).code == 2
