@@ -14,12 +14,18 @@ _LOGS: Final = {
     "why": "they name ids, never content or secrets, and end with their own retention",
 }
 _CERTIFICATE: Final = {
-    "what": "the row of this certificate, with the SHA-256 of the token that opens it",
-    "why": "so that it can be asked for; it goes with the tenant",
+    "what": (
+        "the deployment's ids, name, host and times, what was done with it, and this certificate,"
+        " with the SHA-256 of the token that opens it"
+    ),
+    "why": "so that no id is ever given to anything else; they go with the tenant",
 }
 _TOMBSTONE: Final = {
-    "what": "the tenant's id, with this certificate and the SHA-256 of the token that opens it",
-    "why": "so that the id is never given to anybody else, and the certificate can be asked for",
+    "what": (
+        "in each service the tenant's id, and what it told of the end; here this certificate, and"
+        " the SHA-256 of the token that opens it"
+    ),
+    "why": "so that nothing comes to be of the tenant again, and the certificate can be asked for",
 }
 
 
