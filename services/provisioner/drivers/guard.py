@@ -26,6 +26,8 @@ PAUSE_MILLISECONDS = 1_000
 GRACE_MILLISECONDS = 1_000
 PATIENCE_MILLISECONDS = 3_000
 
+# How often the quota is looked after at most, when its room runs out.
+_LOOK_SECONDS = 0.2
 _START_SECONDS = 5.0
 _POLL_SECONDS = 0.002
 _NAME = "bulkhead-guard"
@@ -63,7 +65,7 @@ keep() {
     tries=0
     while [ $tries -lt 30 ] && kill -0 "$server" && [ "$(cat "$file")" = $$ ]; do
         tries=$((tries + 1))
-        "$psql" -X -q -d "$1" -c "$2" 2>&1 >/dev/null | obey && tries=0
+        printf '%s\\n' "$2" | "$psql" -X -q -d "$1" 2>&1 >/dev/null | obey && tries=0
         sleep 1
     done
 }
@@ -90,9 +92,12 @@ async def start(
     psql = (
         str(binaries() / "psql"),
         _where(server, MAINTENANCE),
-        f"CALL bulkhead.watch('{late} ms', '{PAUSE_MILLISECONDS} ms')",
+        f"CALL bulkhead.watch('{late} ms', '{PAUSE_MILLISECONDS} ms');",
         _where(server, DATABASE),
-        f"CALL bulkhead.watch_quota('{PAUSE_MILLISECONDS} ms')",
+        (
+            "SELECT bulkhead.begin_watch();\n"
+            f"SELECT bulkhead.look('{PAUSE_MILLISECONDS} ms') \\watch {_LOOK_SECONDS}"
+        ),
     )
     variables = {"PGPASSWORD": password, "PGPASSFILE": "/dev/null", "PGOPTIONS": _OPTIONS}
     async with locked(directory) as lock:

@@ -48,7 +48,7 @@ class Measured:
     over_quota: bool
     # A statement of a tenant's session runs, or a transaction of one is open.
     busy: bool
-    # Grows whenever a tenant's session does anything; within seconds for one that came and went.
+    # Grows whenever a tenant's session does anything; for one that came and went within seconds.
     # It may begin anew when the server does.
     statements: int
 

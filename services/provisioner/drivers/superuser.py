@@ -85,7 +85,9 @@ class Superuser:
             await connection.execute("SELECT setval('bulkhead.quota', $1::bigint)", quota_bytes)
             until = monotonic() + _END_SECONDS
             # Null while the guard is at it, which may not have seen the new quota.
-            while await connection.fetchval("SELECT used FROM bulkhead.keep_quota(NULL)") is None:
+            while await connection.fetchval(
+                "SELECT used IS NULL OR room < 0 AND pending > 0 FROM bulkhead.keep_quota(NULL)"
+            ):
                 if monotonic() > until:
                     raise ServerError("the quota is not in force yet")
                 await asyncio.sleep(_POLL_SECONDS)

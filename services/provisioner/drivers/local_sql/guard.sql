@@ -210,25 +210,30 @@ $$;
 -- When a tenant's session last did anything, in microseconds since 1970, as far as it was seen.
 CREATE SEQUENCE bulkhead.seen MINVALUE 0 START 0;
 
+-- Remembers what the sessions that are there did last; returns when any did.
+CREATE FUNCTION bulkhead.see() RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog AS $$
+DECLARE
+    latest bigint := (
+        SELECT (extract(epoch FROM max(state_change)) * 1000000)::bigint FROM bulkhead.sessions
+    );
+    seen bigint := (SELECT last_value FROM bulkhead.seen);
+BEGIN
+    RETURN CASE WHEN latest > seen THEN setval('bulkhead.seen', latest) ELSE seen END;
+END
+$$;
+
 -- Returns how the database `app` is, and a number that grows whenever a tenant's session does
--- anything: by what is seen of those that are there, and by the statistics of those that came and
--- went. The guard's rounds and autovacuum's work change neither.
+-- anything: by what is seen of those that are there, and by how many there were. Neither the guard's
+-- rounds nor autovacuum's work change it.
 CREATE FUNCTION bulkhead.measure(
     OUT used_bytes bigint, OUT busy boolean, OUT statements bigint
 ) LANGUAGE plpgsql SET search_path = pg_catalog AS $$
-DECLARE
-    latest bigint;
-    seen bigint := (SELECT last_value FROM bulkhead.seen);
 BEGIN
     used_bytes := pg_database_size('app');
-    SELECT coalesce(bool_or(state IS DISTINCT FROM 'idle'), false),
-        (extract(epoch FROM max(state_change)) * 1000000)::bigint
-        INTO busy, latest FROM bulkhead.sessions;
-    IF latest > seen THEN
-        seen := setval('bulkhead.seen', latest);
-    END IF;
-    SELECT seen + sessions + (active_time * 1000)::bigint INTO statements
-        FROM pg_stat_database WHERE datname = 'app';
+    busy := EXISTS (SELECT FROM bulkhead.sessions WHERE state IS DISTINCT FROM 'idle');
+    statements := bulkhead.see()
+        + (SELECT sessions FROM pg_stat_database WHERE datname = 'app');
 END
 $$;
 
@@ -246,11 +251,11 @@ $$;
 
 REVOKE ALL ON FUNCTION bulkhead.end_overlong(interval), bulkhead.end_overlong_upkeep(interval),
     bulkhead.undo_passwords(timestamptz), bulkhead.end_usurpers(), bulkhead.undo_defaults(),
-    bulkhead.end_hoarders(), bulkhead.survivors(interval) FROM PUBLIC;
+    bulkhead.end_hoarders(), bulkhead.see(), bulkhead.survivors(interval) FROM PUBLIC;
 
 GRANT EXECUTE ON FUNCTION bulkhead.end_overlong(interval), bulkhead.end_overlong_upkeep(interval),
     bulkhead.undo_passwords(timestamptz), bulkhead.end_usurpers(), bulkhead.undo_defaults(),
-    bulkhead.end_hoarders(), bulkhead.survivors(interval) TO guard;
+    bulkhead.end_hoarders(), bulkhead.see(), bulkhead.survivors(interval) TO guard;
 
 -- Its notices are orders to the shell that it is called from.
 CREATE PROCEDURE bulkhead.watch(cap interval, pause interval) LANGUAGE plpgsql AS $$
@@ -281,6 +286,8 @@ BEGIN
         PERFORM bulkhead.undo_defaults();
         COMMIT;
         PERFORM bulkhead.end_hoarders();
+        COMMIT;
+        PERFORM bulkhead.see();
         COMMIT;
         FOR survivor IN SELECT bulkhead.survivors(patience) LOOP
             RAISE NOTICE 'kill %', survivor;

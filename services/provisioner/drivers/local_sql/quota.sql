@@ -119,12 +119,15 @@ DECLARE
     name text := 'bulkhead_quota_' || bulkhead.now_microseconds();
 BEGIN
     FOR one IN SELECT oid FROM bulkhead.open_tables LIMIT most LOOP
-        BEGIN
-            EXECUTE format('CREATE TRIGGER %I BEFORE INSERT OR UPDATE ON %s FOR EACH STATEMENT'
-                ' EXECUTE FUNCTION bulkhead.refuse_rows()', name, one.oid::regclass);
-        EXCEPTION WHEN OTHERS THEN
-            PERFORM bulkhead.end_holders(one.oid);
-        END;
+        FOR try IN 1..2 LOOP
+            BEGIN
+                EXECUTE format('CREATE TRIGGER %I BEFORE INSERT OR UPDATE ON %s FOR EACH STATEMENT'
+                    ' EXECUTE FUNCTION bulkhead.refuse_rows()', name, one.oid::regclass);
+                EXIT;
+            EXCEPTION WHEN OTHERS THEN
+                PERFORM bulkhead.end_holders(one.oid);
+            END;
+        END LOOP;
     END LOOP;
     RETURN (SELECT count(*) FROM bulkhead.open_tables);
 END
@@ -260,37 +263,43 @@ REVOKE ALL ON ALL FUNCTIONS IN SCHEMA bulkhead FROM PUBLIC;
 
 GRANT EXECUTE ON FUNCTION bulkhead.keep_quota(bigint), bulkhead.hand_over() TO guard;
 
--- Looks ten times as often while there is something to end, or the room would not last for long.
-CREATE PROCEDURE bulkhead.watch_quota(pause interval) LANGUAGE plpgsql AS $$
-DECLARE
-    before bigint;
-    growth bigint;
-    kept record;
+-- The newest guard is the one that stays.
+CREATE FUNCTION bulkhead.begin_watch() RETURNS void LANGUAGE plpgsql
+SET search_path = pg_catalog AS $$
 BEGIN
     PERFORM pg_terminate_backend(pid) FROM pg_stat_activity
         WHERE usename = current_user AND datname = current_database()
             AND pid <> pg_backend_pid();
-    COMMIT;
     RAISE NOTICE 'watching';
-    LOOP
-        SELECT used, room, pending INTO kept FROM bulkhead.keep_quota(before);
-        COMMIT;
-        PERFORM bulkhead.hand_over();
-        COMMIT;
-        growth := kept.used - before;
-        before := coalesce(kept.used, before);
-        PERFORM pg_sleep_for(
-            CASE WHEN kept.pending > 0 OR growth > 0 AND kept.room < 40 * growth THEN pause / 10
-                ELSE pause END
-        );
-        COMMIT;
-    END LOOP;
 END
 $$;
 
-REVOKE ALL ON PROCEDURE bulkhead.watch_quota(interval) FROM PUBLIC;
+-- Does something only every `pause`, but each time while there is something to end, or the room would
+-- not last for long. It is called again and again, and never waits itself: its snapshot would keep
+-- every VACUUM from clearing away what was just deleted.
+CREATE FUNCTION bulkhead.look(pause interval) RETURNS void LANGUAGE plpgsql
+SET search_path = pg_catalog AS $$
+DECLARE
+    before bigint := nullif(current_setting('bulkhead.before', true), '');
+    due timestamptz := nullif(current_setting('bulkhead.due', true), '');
+    kept record;
+    urgent boolean;
+BEGIN
+    IF clock_timestamp() < due THEN
+        RETURN;
+    END IF;
+    SELECT used, room, pending INTO kept FROM bulkhead.keep_quota(before);
+    PERFORM bulkhead.hand_over();
+    urgent := kept.pending > 0 OR kept.used > before AND kept.room < 40 * (kept.used - before);
+    PERFORM set_config('bulkhead.before', coalesce(kept.used, before)::text, false),
+        set_config('bulkhead.due', CASE WHEN urgent THEN '' ELSE
+            (clock_timestamp() + pause)::text END, false);
+END
+$$;
 
-GRANT EXECUTE ON PROCEDURE bulkhead.watch_quota(interval) TO guard;
+REVOKE ALL ON FUNCTION bulkhead.begin_watch(), bulkhead.look(interval) FROM PUBLIC;
+
+GRANT EXECUTE ON FUNCTION bulkhead.begin_watch(), bulkhead.look(interval) TO guard;
 
 -- What belongs to an extension is in no pg_dump, so that a tenant's has nothing of ours.
 DO $$
@@ -300,8 +309,8 @@ BEGIN
     FOR member IN
         SELECT 'SCHEMA bulkhead'
         UNION ALL SELECT 'EVENT TRIGGER ' || evtname FROM pg_event_trigger
-        UNION ALL SELECT CASE prokind WHEN 'p' THEN 'PROCEDURE ' ELSE 'FUNCTION ' END
-            || oid::regprocedure FROM pg_proc WHERE pronamespace = 'bulkhead'::regnamespace
+        UNION ALL SELECT 'FUNCTION ' || oid::regprocedure
+            FROM pg_proc WHERE pronamespace = 'bulkhead'::regnamespace
         UNION ALL SELECT CASE relkind WHEN 'S' THEN 'SEQUENCE ' WHEN 'v' THEN 'VIEW '
             ELSE 'TABLE ' END || oid::regclass
             FROM pg_class WHERE relnamespace = 'bulkhead'::regnamespace AND relkind IN ('r', 'v', 'S')
