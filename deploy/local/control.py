@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from time import monotonic
 
-from deploy.local import postgres
+from deploy.local import postgres, s3
 from deploy.local.layout import Layout
 from deploy.local.probes import POSTGRES, probes
 from deploy.local.processes import Alive, length, open_log, rotate, tail
@@ -17,6 +17,7 @@ from deploy.local.record import Record, RecordedProcess, leftovers, read_record
 from deploy.local.servers import DeploymentServer, deployment_servers, stop_deployment_servers
 from deploy.local.stack import START_SECONDS, Addresses, addresses_of
 from deploy.local.supervisor import (
+    LEFTOVER_SECONDS,
     AlreadyRunningError,
     Progress,
     StartError,
@@ -162,7 +163,8 @@ async def stop(layout: Layout, *, purge: bool) -> bool:
 async def _end_remains(layout: Layout) -> bool:
     """Ends what a supervisor that was killed left behind; returns whether there was anything."""
     remains: list[Alive] = leftovers(layout)
-    await end_processes(remains)
+    await end_processes(remains, LEFTOVER_SECONDS)
+    s3.remove_sockets(layout.kept_ports())
     servers = deployment_servers(layout)
     await stop_deployment_servers(layout)
     mesh = layout.servers / postgres.DIRECTORY_NAME

@@ -31,7 +31,7 @@ class Layout:
         """Makes the folders, closed to others."""
         passable = postgres_process.server_user() is not None
         private_folder(self.state, _TRAVERSABLE if passable else PRIVATE_FOLDER)
-        for folder in (self.logs, self.secrets, self.envoy, self.valkey):
+        for folder in (self.logs, self.secrets, self.envoy, self.valkey, self.s3):
             private_folder(folder)
 
     def exists(self) -> bool:
@@ -106,6 +106,11 @@ class Layout:
     def envoy(self) -> Path:
         """The front door's configuration."""
         return self.state / "envoy"
+
+    @property
+    def s3(self) -> Path:
+        """Object storage: its settings, its authority and its data."""
+        return self.state / "s3"
 
     @property
     def valkey(self) -> Path:

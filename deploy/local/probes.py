@@ -9,13 +9,13 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from deploy.envoy.settings import Address
-from deploy.local import envoy, postgres, valkey
+from deploy.local import envoy, postgres, s3, valkey
 from deploy.local.layout import SERVICES, Layout
 from deploy.local.ports import LOOPBACK
 from deploy.local.processes import Probe
 from services.provisioner.drivers import postgres_process
 
-POSTGRES, VALKEY, EDGE = "postgres", "valkey", "edge"
+POSTGRES, VALKEY, S3, EDGE = "postgres", "valkey", "s3", "edge"
 _ANSWER_SECONDS = 1.0
 
 
@@ -29,6 +29,7 @@ def probes(layout: Layout, ports: Mapping[str, int]) -> dict[str, Probe]:
     return {
         POSTGRES: partial(_postgres_ready, layout),
         VALKEY: partial(valkey.ready, server),
+        S3: partial(s3.ready, f"http://{LOOPBACK}:{ports[S3]}"),
         **services,
         EDGE: partial(envoy.ready, Address(LOOPBACK, ports["admin"])),
     }

@@ -2,15 +2,15 @@
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from deploy.envoy.settings import Address, EdgeSettings, Identity
-from deploy.local import envoy, pki, valkey
+from deploy.local import envoy, pki, s3, valkey
 from deploy.local.environment import PROCESS, override_name, service_environment
 from deploy.local.layout import SERVICES, Layout
 from deploy.local.pki import Paths
 from deploy.local.ports import LOOPBACK
-from deploy.local.probes import EDGE, POSTGRES, VALKEY, probes
+from deploy.local.probes import EDGE, POSTGRES, S3, VALKEY, probes
 from deploy.local.processes import Program, rotate
 
 Overrides = Mapping[str, Mapping[str, str]]
@@ -38,7 +38,8 @@ def port_names(options: Options) -> list[str]:
     """Returns the names of the ports that a stack needs."""
     health = [f"{service}_health" for service in SERVICES]
     unchecked = ["unchecked"] if options.unchecked else []
-    return [EDGE, "admin", POSTGRES, VALKEY, *SERVICES, *health, "app_proxy_http", *unchecked]
+    stores = [POSTGRES, VALKEY, *s3.port_names()]
+    return [EDGE, "admin", *stores, *SERVICES, *health, "app_proxy_http", *unchecked]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,12 @@ class Programs:
         """Returns the mesh's Valkey server."""
         command = valkey.configure(self.layout.valkey, self.ports[VALKEY])
         return self._program(VALKEY, command, PROCESS)
+
+    def s3(self) -> Program:
+        """Returns the object storage."""
+        command = s3.configure(self.layout.s3, self.ports)
+        program = self._program(S3, command, s3.environment(self.layout.s3))
+        return replace(program, patience=s3.PATIENCE_SECONDS)
 
     def service(self, service: str) -> Program:
         """Returns a service of the mesh."""

@@ -1,6 +1,6 @@
 """The embedded stack's object storage: SeaweedFS in one process, an identity per bucket (P-07).
 
-It has five servers inside. Only the S3 gateway is open to whoever has credentials; the others, to
+It has four servers inside. Only the S3 gateway is open to whoever has credentials; the others, to
 which nobody but the process itself and the provisioner has anything to say, serve mutual TLS alone,
 under an authority of their own.
 """
@@ -26,22 +26,20 @@ from deploy.local.waiting import until
 REGION = "us-east-1"
 ADMIN = "bulkhead-admin"
 START_SECONDS = 30.0
-# When it is told to end it writes down what it has, within a second or two, and then waits half a
-# minute for idle connections between its own parts.
-PATIENCE_SECONDS = 5.0
+# What it was told is written down when it answers. Told to end, it waits for a quarter of a minute
+# for connections between its own parts.
+PATIENCE_SECONDS = 1.0
 _ANSWER_SECONDS = 1.0
 # The server's own name, and that of the one who changes identities.
 _SERVER, _CLIENT = "seaweedfs", "provisioner"
 _TRUST_DOMAIN = "storage.bulkhead.local"
 # Each of them listens twice: for HTTP, and for gRPC.
-_PARTS = ("s3", "master", "volume", "filer", "admin")
+_PARTS = ("s3", "master", "volume", "filer")
 _KINDS = ("", ".grpc")
 _SOCKETS = "/tmp/seaweedfs-{part}-grpc-{port}.sock"  # noqa: S108 the program's choice
 _VOLUME_MEGABYTES = 64
 # Smaller objects, identities among them, are kept in the filer's own store.
 _INLINE_BYTES = 4_096
-# Collects garbage rather than grow; what is in use may still grow beyond it.
-_MEMORY_LIMIT = "128MiB"
 
 
 def port_names() -> list[str]:
@@ -98,24 +96,31 @@ def configure(home: Path, ports: Mapping[str, int]) -> tuple[str, ...]:
     write_private(home / "security.toml", _security(home))
     write_private(home / "identities.json", _administrator(running))
     folder = private_folder(home / "data")
-    # It writes its options down there, and would take them for ours when ours have changed.
-    (folder / "mini.options").unlink(missing_ok=True)
     options = _options(home, folder) | {
         f"{name}.port{kind}": str(ports[_port_name(name, kind)])
         for name in _PARTS
         for kind in _KINDS
     }
     arguments = (f"-{name}={value}" for name, value in options.items())
-    return (str(weed_binary()), "-logtostderr=true", f"-config_dir={home}", "mini", *arguments)
+    return (str(weed_binary()), "-logtostderr=true", f"-config_dir={home}", "server", *arguments)
 
 
 def environment(home: Path) -> dict[str, str]:
     """Returns the whole environment of the server."""
+    return {"PATH": os.defpath, "TMPDIR": str(home)}
+
+
+def provisioner_settings(server: S3Server) -> dict[str, object]:
+    """Returns the settings with which a provisioner makes its buckets there."""
     return {
-        "PATH": os.defpath,
-        "HOME": str(home),
-        "TMPDIR": str(home),
-        "GOMEMLIMIT": _MEMORY_LIMIT,
+        "s3_endpoint": server.endpoint,
+        "s3_region": REGION,
+        "s3_access_key": server.access_key,
+        "s3_secret_file": server.secret_file,
+        "seaweed_filer": server.filer,
+        "seaweed_cert_file": server.identity.certificate,
+        "seaweed_key_file": server.identity.key,
+        "seaweed_ca_file": server.identity.authority,
     }
 
 
@@ -159,8 +164,8 @@ async def s3_server(home: Path) -> AsyncIterator[S3Server]:
 def remove_sockets(ports: Mapping[str, int]) -> None:
     """Removes what a server that was killed leaves behind in a folder that it does not choose."""
     for part in _PARTS:
-        port = ports[_port_name(part, ".grpc")]
-        Path(_SOCKETS.format(part=part, port=port)).unlink(missing_ok=True)
+        if port := ports.get(_port_name(part, ".grpc")):
+            Path(_SOCKETS.format(part=part, port=port)).unlink(missing_ok=True)
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
@@ -184,10 +189,15 @@ def _options(home: Path, folder: Path) -> dict[str, str]:
         "dir": str(folder),
         "ip": LOOPBACK,
         "ip.bind": LOOPBACK,
+        "master.peers": "none",
         "master.telemetry": "false",
         "master.volumeSizeLimitMB": str(_VOLUME_MEGABYTES),
+        "volume.max": "0",
+        "volume.preStopSeconds": "0",
+        "filer": "true",
         "filer.saveToFilerLimit": str(_INLINE_BYTES),
         "filer.localSocket": str(home / "filer.sock"),
+        "s3": "true",
         "s3.localSocket": str(home / "s3.sock"),
         "s3.config": str(home / "identities.json"),
         # With its IAM API an identity could make itself further keys.
@@ -196,8 +206,6 @@ def _options(home: Path, folder: Path) -> dict[str, str]:
         "s3.allowDeleteBucketNotEmpty": "false",
         "s3.port.iceberg": "0",
         "s3.port.lance": "0",
-        "webdav": "false",
-        "admin.ui": "false",
     }
 
 

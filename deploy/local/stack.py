@@ -1,4 +1,4 @@
-"""The embedded stack: Postgres, Valkey, the services and Envoy as processes of one machine."""
+"""The embedded stack: Postgres, Valkey, S3, the services and Envoy as processes of one machine."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
@@ -8,18 +8,19 @@ from pathlib import Path
 from time import monotonic
 from typing import Self
 
-from deploy.local import postgres
+from deploy.local import postgres, s3
 from deploy.local.environment import ensure_operator_key
 from deploy.local.layout import SERVICES, WITH_DATABASE, Layout
 from deploy.local.pki import certificates
 from deploy.local.ports import is_free, keep_or_pick
-from deploy.local.probes import EDGE, POSTGRES, VALKEY
+from deploy.local.probes import EDGE, POSTGRES, S3, VALKEY
 from deploy.local.processes import Supervised
 from deploy.local.programs import Options, Programs, port_names
 from deploy.local.record import leftovers, write_record
 from deploy.local.resident import ResidentPostgres
 from deploy.local.servers import stop_deployment_servers
 from deploy.local.supervisor import (
+    LEFTOVER_SECONDS,
     Kept,
     Progress,
     StartError,
@@ -64,7 +65,7 @@ class Stack:
         layout = Layout.of(self.state)
         layout.make()
         with sole_supervisor(layout.lock):
-            await end_processes(leftovers(layout))
+            await end_processes(leftovers(layout), LEFTOVER_SECONDS)
             ports = self._ports(layout)
             layout.keep_ports(ports)
             async with _Running(layout, ports, self.options, progress) as running:
@@ -136,7 +137,12 @@ class _Running:
             await server.create_service(service)
 
     async def _start_services(self, until: float) -> None:
-        programs = [*map(self._programs.service, SERVICES), self._programs.edge()]
+        # Nothing is asked of the storage while the services start: they start side by side.
+        programs = [
+            self._programs.s3(),
+            *map(self._programs.service, SERVICES),
+            self._programs.edge(),
+        ]
         kept = [Supervised(program, self._changed) for program in programs]
         await self._supervisor.start(kept, until, self._progress)
 
@@ -154,7 +160,8 @@ class _Running:
         await self._supervisor.stop([EDGE])
         await self._supervisor.stop(SERVICES)
         await stop_deployment_servers(self._layout)
-        await self._supervisor.stop([VALKEY, POSTGRES])
+        await self._supervisor.stop([VALKEY, S3, POSTGRES])
+        s3.remove_sockets(self._programs.ports)
         await asyncio.to_thread(self._layout.running.unlink, missing_ok=True)
 
     def _changed(self) -> None:

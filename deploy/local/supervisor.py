@@ -23,6 +23,8 @@ _WRONG_SETTINGS = 2
 # A process that died this often while the stack starts will not come up.
 _MOST_DEATHS = 3
 _END_SECONDS = 15.0
+# Processes whose supervisor died were told to end at that moment.
+LEFTOVER_SECONDS = 5.0
 
 Progress = Callable[[str], None]
 

@@ -23,6 +23,7 @@ SECONDS = 60.0
 PROCESSES = [
     "postgres",
     "valkey",
+    "s3",
     "auth",
     "ratelimit",
     "credentials",
@@ -114,7 +115,12 @@ def processes_of(state: Path) -> list[psutil.Process]:
 
 
 def secrets_of(state: Path) -> list[str]:
-    files = [*state.glob("*/*.password"), *state.glob("secrets/*"), state / "operator.key"]
+    files = [
+        *state.glob("*/*.password"),
+        *state.glob("secrets/*"),
+        state / "s3/admin.secret",
+        state / "operator.key",
+    ]
     return [file.read_text().strip() for file in files]
 
 
@@ -182,8 +188,11 @@ async def test_no_secret_is_on_a_command_line_or_in_an_environment(stack: Stack)
 async def test_no_secret_is_in_a_log_or_readable_for_others(stack: Stack) -> None:
     secrets = secrets_of(stack.state)
     layout = Layout.of(stack.state)
+    # What servers keep for themselves, in folders that are closed as a whole.
+    closed = {layout.servers, layout.s3 / "data"}
+    assert (layout.s3 / "data").stat().st_mode & 0o077 == 0
     for file in stack.state.rglob("*"):
-        if layout.servers in (file, *file.parents) or not file.is_file():
+        if closed & {file, *file.parents} or not file.is_file():
             continue
         assert file.stat().st_mode & 0o077 == 0, file
         if file.suffix == ".log":
@@ -194,7 +203,9 @@ async def test_a_service_is_given_what_it_needs_and_no_more(stack: Stack) -> Non
     pids = await stack.pids()
     names = {service: set(psutil.Process(pids[service]).environ()) for service in PROCESSES[2:]}
     assert "BULKHEAD_PEPPER_FILE" in names["auth"]
-    assert all("BULKHEAD_PEPPER_FILE" not in names[other] for other in PROCESSES[3:])
+    assert all(
+        "BULKHEAD_PEPPER_FILE" not in names[other] for other in PROCESSES[2:] if other != "auth"
+    )
     assert "BULKHEAD_DATABASE_SECRET_FILE" in names["provisioner"]
     assert "BULKHEAD_VALKEY_HOST" not in names["auth"]
     assert "HOME" not in set().union(*names.values())
@@ -206,7 +217,7 @@ async def test_a_setting_reaches_its_service(stack: Stack) -> None:
     assert psutil.Process(pids["ratelimit"]).environ()["BULKHEAD_BURST_FREE"] == "3"
 
 
-@pytest.mark.parametrize("name", ["ratelimit", "valkey", "edge", "postgres"])
+@pytest.mark.parametrize("name", ["ratelimit", "valkey", "s3", "edge", "postgres"])
 async def test_a_killed_process_comes_back(stack: Stack, name: str) -> None:
     before = (await stack.pids())[name]
     os.kill(before, signal.SIGKILL)
