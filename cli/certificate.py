@@ -2,12 +2,11 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from bulkhead.provisioner.v1 import provisioner_service_pb2 as pb
 
-from cli.certificate_check import BadKeysError, Verdict, check
 from cli.deletions import certified
 from cli.options import CALL_SECONDS, WAIT_SECONDS, Api, Json, NoWait, Timeout, WaitSeconds
 from cli.panels import TENANT
@@ -15,6 +14,9 @@ from cli.rendering import as_json as to_json
 from cli.rendering import document
 from cli.secret_input import secret
 from cli.session import REFUSED, Connection, Session, run
+
+if TYPE_CHECKING:
+    from cli.certificate_check import Verdict
 
 _GET_EXAMPLE = """Example: bulkhead certificate get --token-file acme.token > acme.certificate"""
 _KEYS_EXAMPLE = """Example: bulkhead certificate keys > keys.json"""
@@ -99,6 +101,9 @@ def verify(
     resource, when access ended, when it was destroyed and when it was looked
     after; and that nothing was changed or left out since.
     """
+    # The other commands do not wait for what checks signatures.
+    from cli.certificate_check import BadKeysError, check  # noqa: PLC0415 see above
+
     try:
         verdict = check(_read(file), _read(keys_file))
     except BadKeysError as error:
@@ -117,7 +122,7 @@ def _read(file: Path) -> str:
         raise typer.BadParameter(f"cannot read {file}: it is not text") from None
 
 
-def _shown(verdict: Verdict) -> dict[str, Any]:
+def _shown(verdict: "Verdict") -> dict[str, Any]:
     return {
         "verified": verdict.verified,
         "problems": list(verdict.problems),
@@ -126,7 +131,7 @@ def _shown(verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def _told(verdict: Verdict) -> str:
+def _told(verdict: "Verdict") -> str:
     if not verdict.verified:
         return "\n".join(["NOT VERIFIED", *(f"- {problem}" for problem in verdict.problems)])
     found = verdict.document
