@@ -82,7 +82,8 @@ class Settings(ServiceSettings, PostgresSettings, KeyringSettings):
 
     # How often what is wanted is held against what is.
     sweep_seconds: float = Field(default=15.0, gt=0)
-    # Tries of a create before it fails for good; with the pauses between them about five minutes.
+    # Tries of a create, of a backup, or of a rotation that has changed nothing yet, before it fails
+    # for good; with the pauses between them about five minutes.
     create_tries: int = Field(default=30, ge=1)
 
     @field_validator("seaweed_filer")

@@ -51,6 +51,8 @@ RESOURCE_OF_STEP: Final[Mapping[Step, ResourceKind]] = MappingProxyType(
     }
 )
 _SWITCHED = frozenset({Step.TELLING, Step.OVERLAPPING, Step.ENDING})
+_NEVER_GIVEN_UP = frozenset({OperationKind.DELETE, OperationKind.SUSPEND})
+_LIMITED = frozenset({OperationKind.CREATE, OperationKind.BACK_UP})
 
 Action = Callable[[Work], Awaitable[None]]
 
@@ -105,19 +107,24 @@ class Unwatched:
 
 
 def must_end_well(kind: OperationKind, step: Step) -> bool:
-    """Returns whether nothing but success, or its deployment's end, ends the operation at `step`.
+    """Returns whether nothing but success, or what supersedes it, ends the operation at `step`.
 
-    A deletion is never given up. Nor is a rotation whose new passwords are in use: the ones before
-    would open the database for ever.
+    A deletion is never given up, nor is a suspension: it would look suspended and be open. Nor is a
+    rotation whose new passwords are in use: the ones before would open the database for ever.
     """
-    return kind is OperationKind.DELETE or (kind is OperationKind.ROTATE and step in _SWITCHED)
+    if kind is OperationKind.ROTATE:
+        return step in _SWITCHED
+    return kind in _NEVER_GIVEN_UP
 
 
 def is_limited(kind: OperationKind, step: Step) -> bool:
-    """Returns whether the operation fails when `step` has been tried often enough."""
+    """Returns whether the operation fails when `step` has been tried often enough.
+
+    One that goes on for ever would keep all others from the deployment.
+    """
     if kind is OperationKind.ROTATE:
         return step not in _SWITCHED
-    return kind in (OperationKind.CREATE, OperationKind.BACK_UP)
+    return kind in _LIMITED
 
 
 def rest(plan: Sequence[tuple[Step, Action]], step: Step) -> Sequence[tuple[Step, Action]]:

@@ -18,6 +18,7 @@ from services.provisioner.domain import (
     Wanted,
 )
 from services.provisioner.operation_store import SealedKey
+from services.provisioner.work import is_limited, must_end_well
 from services.shared.ids import TenantId, new_deployment_id, new_operation_id, new_tenant_id
 from services.shared.postgres import Connection, Database, open_database
 from tests.databases import SERVICES, Databases
@@ -201,3 +202,33 @@ async def test_an_operation_ends_once(database: Database) -> None:
         ending = running.operation_id, OperationState.SUCCEEDED, ""
         assert await operation_store.end(connection, *ending) is True
         assert await operation_store.end(connection, *ending) is False
+
+
+@pytest.mark.parametrize(
+    ("kind", "step"),
+    [
+        (OperationKind.DELETE, Step.VERIFYING),
+        (OperationKind.SUSPEND, Step.CLOSING),
+        (OperationKind.ROTATE, Step.TELLING),
+        (OperationKind.ROTATE, Step.ENDING),
+    ],
+)
+def test_what_would_leave_a_door_open_is_never_given_up(kind: OperationKind, step: Step) -> None:
+    assert must_end_well(kind, step)
+    assert not is_limited(kind, step)
+
+
+@pytest.mark.parametrize(
+    ("kind", "step"),
+    [
+        (OperationKind.CREATE, Step.DATABASE),
+        (OperationKind.BACK_UP, Step.COPYING),
+        (OperationKind.ROTATE, Step.ISSUING),
+        (OperationKind.ROTATE, Step.SWITCHING),
+    ],
+)
+def test_what_has_changed_nothing_yet_does_not_keep_others_away_for_ever(
+    kind: OperationKind, step: Step
+) -> None:
+    assert is_limited(kind, step)
+    assert not must_end_well(kind, step)
