@@ -260,24 +260,25 @@ async def outcome(calling: Callable[[], Awaitable[Any]]) -> Any:
 
 @pytest.mark.promise("P-10")
 async def test_a_first_password_of_elsewhere_is_not_shown_and_none_is_lost_for_it(
-    vault: Vault, programs: tuple[Program, Program, Program]
+    mesh: Mesh, vault: Vault, programs: tuple[Program, Program, Program]
 ) -> None:
-    first, _, foreign = programs
+    first = programs[0]
+    sibling = await program(mesh, first.tenant)
     swap = (
         "UPDATE bootstrap_admins SET sealed_password = other.sealed_password"
         " FROM bootstrap_admins AS other WHERE bootstrap_admins.deployment_id = ANY($1)"
         " AND other.deployment_id = ANY($1)"
         " AND other.deployment_id <> bootstrap_admins.deployment_id"
     )
-    both = [first.deployment_id, foreign.deployment_id]
+    both = [first.deployment_id, sibling.deployment_id]
     async with vault.database.service() as connection:
         assert await connection.execute(swap, both) == "UPDATE 2"
-    for own in (first, foreign):
+    for own in (first, sibling):
         with expect_refused("FAILED_PRECONDITION", "SECRET_UNREADABLE"):
             await own.reveal()
     async with vault.database.service() as connection:
         assert await connection.execute(swap, both) == "UPDATE 2"
-    shown = {(await own.reveal()).password for own in (first, foreign)}
+    shown = {(await own.reveal()).password for own in (first, sibling)}
     assert len(shown) == 2
 
 
