@@ -21,8 +21,12 @@ from mcp.client.streamable_http import streamable_http_client
 
 from services.provisioner.drivers import postgres_process
 from services.provisioner.drivers.local import remove_home
+from services.provisioner.drivers.protocol import Measured
+from services.provisioner.locks import DeploymentLocks
 from services.provisioner.settings import Settings
-from services.shared.postgres import connect
+from services.provisioner.sleeping import Sleeping
+from services.provisioner.uses import Uses
+from services.shared.postgres import connect, open_database
 from tests.conftest import StartMesh
 from tests.mesh import PATIENCE_SECONDS, Customer, Mesh, bearer
 
@@ -33,6 +37,8 @@ IDLE_SECONDS = 0.3
 NEVER_SECONDS = 3_600.0
 MEMBERS = ("auth", "ratelimit", "credentials", "provisioner", "app_proxy")
 SOME_DAY = datetime(2026, 1, 1, tzinfo=UTC)
+MIGRATIONS = Path(__file__).parents[2] / "services/provisioner/migrations"
+MARK = "SELECT set_config('bed.mark', 'made', false)"
 SSL_REQUEST = (8).to_bytes(4, "big") + (80_877_103).to_bytes(4, "big")
 
 
@@ -251,13 +257,57 @@ async def test_an_open_transaction_keeps_it_awake_and_an_idle_session_does_not(
     await session.close()
 
 
+class Busy:
+    """A double of the driver: a server that says how often it was used, and ends when told."""
+
+    def __init__(self) -> None:
+        self.statements = 0
+        self.used = True
+        self.slept: list[str] = []
+
+    async def measure(self, deployment: str) -> Measured:
+        self.statements += self.used
+        return Measured(0, over_quota=False, busy=False, statements=self.statements)
+
+    async def sleep(self, deployment: str) -> None:
+        self.slept.append(deployment)
+
+
+async def test_one_that_is_used_between_two_looks_does_not_fall_asleep(bed: Bed) -> None:
+    assert (await psql(bed.reader, "-c", "SELECT 1"))[0] == 0
+    settings: Any = bed.mesh.settings["provisioner"]
+    await bed.mesh.stop("provisioner")
+    try:
+        # Every look comes later than that.
+        await bed.sleeps_after(0.01)
+        async with open_database(settings, "provisioner", MIGRATIONS) as database:
+            driver: Any = Busy()
+            sleeping = Sleeping(database, DeploymentLocks(database), driver, Uses())
+            for _ in range(4):
+                await asyncio.sleep(0.02)
+                await sleeping.look()
+                assert driver.slept == []
+            driver.used = False
+            await asyncio.sleep(0.02)
+            await sleeping.look()
+            assert driver.slept == [bed.deployment_id]
+            assert await bed.state() == "sleeping"
+    finally:
+        await bed.sleeps_after(NEVER_SECONDS)
+        await bed.sql(
+            "UPDATE resources SET state = 'ready' WHERE deployment_id = $1 AND kind = 'database'",
+            bed.deployment_id,
+        )
+        await bed.mesh.start("provisioner")
+
+
 async def test_a_long_statement_keeps_it_awake_and_can_be_cancelled(
     bed: Bed, neighbour: Bed
 ) -> None:
     await bed.sleeps_after(NEVER_SECONDS)
     session = await asyncpg.connect(bed.reader)
     pid = bed.pid
-    statement = asyncio.ensure_future(session.execute("SELECT pg_sleep(28)"))
+    statement = asyncio.ensure_future(session.execute(f"SELECT pg_sleep(28); {MARK}"))
     await bed.sleeps_after(IDLE_SECONDS)
     await neighbour.wake_and_fall_asleep()
     await neighbour.wake_and_fall_asleep()
@@ -267,8 +317,8 @@ async def test_a_long_statement_keeps_it_awake_and_can_be_cancelled(
     # The driver opens a connection to the same port, which carries a CancelRequest.
     statement.cancel()
     await asyncio.wait([statement])
-    assert await session.fetchval("SELECT 1") == 1
-    assert statement.cancelled()
+    # What comes after a statement that was cancelled is not done.
+    assert await session.fetchval("SELECT current_setting('bed.mark', true)") is None
     await session.close()
 
 
