@@ -13,8 +13,10 @@ import pytest
 from services.provisioner.domain import DatabaseRole
 from services.provisioner.drivers import postgres_process
 from services.provisioner.drivers.local import LocalDriver, remove_home
+from services.provisioner.drivers.local_database import MAINTENANCE, SUPERUSER
+from services.provisioner.drivers.protocol import Login
 from services.shared.ids import DeploymentId, new_deployment_id
-from tests.lifecycle.test_local_postgres import eventually, killed_after, local_driver
+from tests.lifecycle.test_local_postgres import SECRET, eventually, killed_after, local_driver
 from tests.local_databases import open_session, wanted
 
 LEDGER = """
@@ -60,6 +62,15 @@ async def writer(
     return await open_session(address, driver.login(deployment, DatabaseRole.WRITER, 1))
 
 
+async def as_superuser(
+    driver: LocalDriver, deployment: DeploymentId
+) -> "asyncpg.Connection[asyncpg.Record]":
+    address = await driver.exists(deployment)
+    assert address is not None
+    login = Login(SUPERUSER, SECRET.password(deployment, SUPERUSER))
+    return await open_session(address, login, MAINTENANCE)
+
+
 async def run(driver: LocalDriver, deployment: DeploymentId, statements: str) -> None:
     session = await writer(driver, deployment)
     await session.execute(statements)
@@ -90,8 +101,12 @@ async def balanced(driver: LocalDriver, deployment: DeploymentId) -> int:
 
 @contextlib.asynccontextmanager
 async def transferring(driver: LocalDriver, deployment: DeploymentId) -> AsyncIterator[list[int]]:
-    """Writes to the ledger without a pause; yields how many transfers were committed so far."""
+    """Writes to the ledger without a pause; yields how many transfers were committed so far.
+
+    Checkpoints come all the while: the server has no more use for the WAL from before them.
+    """
     session = await writer(driver, deployment)
+    superuser = await as_superuser(driver, deployment)
     done = [1]
 
     async def transfer() -> None:
@@ -99,13 +114,20 @@ async def transferring(driver: LocalDriver, deployment: DeploymentId) -> AsyncIt
             await session.execute(TRANSFER)
             done[0] += 1
 
-    writing = asyncio.create_task(transfer())
+    async def checkpoint() -> None:
+        while True:
+            await superuser.execute("CHECKPOINT")
+            await superuser.execute("SELECT pg_switch_wal()")
+
+    tasks = [asyncio.create_task(transfer()), asyncio.create_task(checkpoint())]
     try:
         yield done
     finally:
-        writing.cancel()
-        await asyncio.gather(writing, return_exceptions=True)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         session.terminate()
+        superuser.terminate()
 
 
 @pytest.fixture
