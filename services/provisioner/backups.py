@@ -18,6 +18,7 @@ from services.provisioner.drivers.protocol import DriverError
 from services.provisioner.operations import Operations, check_idle
 from services.provisioner.plans.backing_up import BACKUP_ID
 from services.provisioner.ports import Bearer, Registry
+from services.provisioner.secret_store import hold_off_deletion
 from services.provisioner.waking import usable
 from services.shared.errors import (
     AlreadyExistsError,
@@ -78,6 +79,8 @@ class Backups:
         job = await self._registry.delegate(caller, f"back up {deployment_id}")
         async with self._database.tenant(tenant) as connection:
             await store.lock_tenant(connection, tenant)
+            # Before any row's lock, as whoever deletes the tenant takes it.
+            await hold_off_deletion(connection, tenant)
             earlier = await _earlier(connection, tenant, *wanted)
             if earlier is not None:
                 return earlier
