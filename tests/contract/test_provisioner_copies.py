@@ -257,7 +257,7 @@ async def test_a_copy_with_a_bad_field_is_refused_by_name(
         await getattr(provisioner, method)(request, metadata=bearer(customer.key))
 
 
-@pytest.mark.promise("P-30")
+@pytest.mark.promise("P-41")
 async def test_what_is_another_tenants_does_not_exist(
     mesh: Mesh,
     provisioner: ProvisionerServiceStub,

@@ -22,6 +22,7 @@ SERVICES = ("app_proxy", "auth", "credentials", "edge", "provisioner", "ratelimi
 # How ids begin, by what they name.
 PREFIXES = {
     "any": "dep_",
+    "backup": "bak_",
     "binding": "bnd_",
     "connection": "con_",
     "deployment": "dep_",
@@ -66,6 +67,7 @@ async def make_victim(mesh: Mesh) -> Victim:
         customer,
         {
             "any": deployment.deployment_id,
+            "backup": await back_up(mesh, customer, deployment.deployment_id),
             "binding": binding.binding_id,
             "connection": connection_id,
             "deployment": deployment.deployment_id,
@@ -87,6 +89,15 @@ async def delete(mesh: Mesh, customer: Customer, deployment_id: str) -> str:
     deleted = await call(mesh, method, method.request(deployment_id=deployment_id), customer.key)
     operation_id: str = deleted.operation.operation_id
     return operation_id
+
+
+async def back_up(mesh: Mesh, customer: Customer, deployment_id: str) -> str:
+    method = next(method for method in every_method() if method.path.endswith("/CreateBackup"))
+    request = method.request(request_id=fresh_id(), deployment_id=deployment_id)
+    created = await call(mesh, method, request, customer.key)
+    await mesh.finished(customer, created.operation.operation_id)
+    backup_id: str = created.backup.backup_id
+    return backup_id
 
 
 async def call(
@@ -206,6 +217,20 @@ COMPLETED: Mapping[str, Callable[[], dict[str, Any]]] = {
     "/bulkhead.provisioner.v1.ProvisionerService/RotateDatabaseCredentials": lambda: {
         "request_id": fresh_id()
     },
+    "/bulkhead.provisioner.v1.ProvisionerService/CreateBranch": lambda: {
+        "request_id": fresh_id(),
+        "name": "taken",
+    },
+    "/bulkhead.provisioner.v1.ProvisionerService/CreateBackup": lambda: {"request_id": fresh_id()},
+    "/bulkhead.provisioner.v1.ProvisionerService/RestoreBackup": lambda: {
+        "request_id": fresh_id(),
+        "name": "taken",
+    },
+    "/bulkhead.provisioner.v1.ProvisionerService/PutSecret": lambda: {
+        "name": "TAKEN",
+        "value": "taken",
+    },
+    "/bulkhead.provisioner.v1.ProvisionerService/DeleteSecret": lambda: {"name": "TAKEN"},
 }
 # Methods that answer alike for every id: nothing is found, nothing is changed, nothing is told.
 SILENT = {
