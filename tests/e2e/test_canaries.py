@@ -1,4 +1,4 @@
-"""No secret of a connection is in a log, a span, an error, a command line or an environment.
+"""No secret that is kept is in a log, a span, an error, a command line or an environment.
 
 Unmistakable secrets are planted in everything that takes one, and those that the provider and the
 mesh make themselves are noted. They are used, misused, refreshed and deleted; then all that the
@@ -15,8 +15,12 @@ from urllib.parse import parse_qs, urlsplit
 
 import grpc
 import pytest
+from bulkhead.auth.v1 import auth_service_pb2 as auth_pb
+from bulkhead.auth.v1.auth_service_pb2_grpc import AuthServiceStub
 from bulkhead.credentials.v1 import credentials_service_pb2 as pb
 from bulkhead.credentials.v1.credentials_service_pb2_grpc import CredentialsServiceStub
+from bulkhead.provisioner.v1 import provisioner_service_pb2 as provisioner_pb
+from bulkhead.provisioner.v1.provisioner_service_pb2_grpc import ProvisionerServiceStub
 from google.protobuf.message import Message
 
 from deploy.envoy.routes import CALLBACK_PATH
@@ -31,6 +35,11 @@ PATIENCE_SECONDS = 30.0
 # Of an access token: less than a minute is left as soon as it is vended, so that the next vend
 # refreshes it.
 SHORT_SECONDS = 61
+# Of an environment, what is no secret.
+KNOWN = {
+    *("BULKHEAD_DEPLOYMENT_ID", "BULKHEAD_HOST", "BULKHEAD_ADMIN_USER"),
+    *("BULKHEAD_BUCKET_ENDPOINT", "BULKHEAD_BUCKET_REGION", "BULKHEAD_BUCKET_NAME"),
+}
 # Faults: more than will be met.
 MANY = 100
 
@@ -41,6 +50,8 @@ class Planted:
 
     api: CredentialsServiceStub
     tenant_key: str
+    provisioner: ProvisionerServiceStub
+    auth: AuthServiceStub
     secrets: list[Secret] = field(default_factory=list)
     told: dict[str, str] = field(default_factory=dict)
 
@@ -56,9 +67,8 @@ class Planted:
     async def call(self, method: str, request: Message, key: str = "") -> Any:
         """Returns the answer."""
         presented = bearer(key or self.tenant_key)
-        return await getattr(self.api, method)(
-            request, metadata=presented, timeout=PATIENCE_SECONDS
-        )
+        stub = self.api if hasattr(self.api, method) else self.provisioner
+        return await getattr(stub, method)(request, metadata=presented, timeout=PATIENCE_SECONDS)
 
     async def done(self, method: str, request: Message) -> Any:
         """Returns the answer, and keeps it."""
@@ -88,12 +98,18 @@ async def test_no_planted_secret_is_in_anything_that_others_see(
     tenant = await stack.tenant()
     deployment = await tenant.deployment("bare", ())
     async with grpc.aio.insecure_channel(stack.api) as channel, short_lived(provider):
-        planted = Planted(CredentialsServiceStub(channel), tenant.key)
+        planted = Planted(
+            CredentialsServiceStub(channel),
+            tenant.key,
+            ProvisionerServiceStub(channel),
+            AuthServiceStub(channel),
+        )
         connections = await created(planted, provider)
         connections["oauth"] = await authorized(planted, provider)
         await bound(planted, deployment, connections)
         await vended(planted, deployment, connections, provider)
         await misused(planted, deployment, stack)
+        await kept(planted)
         await broken(planted, deployment, connections["oauth"], provider)
         for connection in connections.values():
             await planted.done("DeleteConnection", delete(connection))
@@ -114,10 +130,11 @@ async def test_no_planted_secret_is_in_anything_that_others_see(
 
 def witnessed(seen: dict[str, str], connections: dict[str, str]) -> None:
     """Checks that what was looked at is what there is to look at."""
-    for part in ("log: credentials.log", "log: app_proxy.log", "log: auth.log"):
-        assert seen[part], part
+    for part in ("credentials", "app_proxy", "auth", "provisioner"):
+        assert seen[f"log: {part}.log"], part
     assert CALLBACK_PATH in seen["log: access.log"]
-    assert "credentials.v1.CredentialsService" in seen["spans"]
+    for contract in ("credentials.v1.CredentialsService", "provisioner.v1.ProvisionerService"):
+        assert contract in seen["spans"]
     processes = [text for name, text in seen.items() if name.startswith("process:")]
     assert any("services.credentials" in text for text in processes)
     assert any("BULKHEAD_KEYRING_FILE" in text for text in processes)
@@ -198,6 +215,55 @@ async def vended(
     planted.secrets += [result.token.token for result in tokens]
     fingerprint = pb.FingerprintTokenRequest(token=tokens[-1].token.token)
     await planted.done("FingerprintToken", fingerprint)
+
+
+async def kept(planted: Planted) -> None:
+    """Has a deployment's secrets and first administrator kept, shown, refused and deleted."""
+    made = await planted.done(
+        "CreateDeployment",
+        provisioner_pb.CreateDeploymentRequest(
+            request_id=fresh_id(), name="kept", database=True, bucket=True, bootstrap_admin=True
+        ),
+    )
+    here = made.deployment.deployment_id
+    wait = provisioner_pb.WaitOperationRequest(operation_id=made.operation.operation_id)
+    changes = planted.provisioner.WaitOperation(
+        wait, metadata=bearer(planted.tenant_key), timeout=PATIENCE_SECONDS
+    )
+    states = [change.operation.state async for change in changes]
+    assert states[-1] == provisioner_pb.OPERATION_STATE_SUCCEEDED
+    for name, content in (
+        ("GIVEN", {"value": planted.new("kept")}),
+        ("MADE", {"generate_length": 64}),
+    ):
+        request = provisioner_pb.PutSecretRequest(deployment_id=here, name=name, **content)
+        await planted.done("PutSecret", request)
+    for name, value in (
+        ("PATH", planted.new("bad-name")),
+        ("NUL", planted.new("bad-value") + "\0"),
+        ("LONG", planted.new("too-long") * 1_000),
+    ):
+        request = provisioner_pb.PutSecretRequest(deployment_id=here, name=name, value=value)
+        await planted.refused("PutSecret", request)
+    await planted.done("ListSecrets", provisioner_pb.ListSecretsRequest(deployment_id=here))
+    reveal = provisioner_pb.RevealBootstrapAdminRequest(deployment_id=here)
+    planted.secrets.append((await planted.call("RevealBootstrapAdmin", reveal)).password)
+    await planted.refused("RevealBootstrapAdmin", reveal)
+    scopes = ["environment:read", "db:write"]
+    issued = await planted.auth.IssueKey(
+        auth_pb.IssueKeyRequest(request_id=fresh_id(), deployment_id=here, scopes=scopes),
+        metadata=bearer(planted.tenant_key),
+    )
+    planted.secrets.append(issued.key)
+    asked = provisioner_pb.GetEnvironmentRequest()
+    found = await planted.call("GetEnvironment", asked, issued.key)
+    assert {"GIVEN", "MADE", "BULKHEAD_DATABASE_URL", "BULKHEAD_BUCKET_SECRET_KEY"} <= {
+        each.name for each in found.variables
+    }
+    planted.secrets += [each.value for each in found.variables if each.name not in KNOWN]
+    await planted.done(
+        "DeleteSecret", provisioner_pb.DeleteSecretRequest(deployment_id=here, name="GIVEN")
+    )
 
 
 async def vend(planted: Planted, deployment: Deployment, alias: str) -> pb.VendResult:

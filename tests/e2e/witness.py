@@ -67,20 +67,24 @@ async def processes(stack: Stack) -> dict[str, str]:
 
 
 async def keys(stack: Stack, tenant_id: str) -> list[Secret]:
-    """Returns the key-encryption keys and the tenant's data key, in every form that they have."""
+    """Returns the key-encryption keys and the tenant's data keys, in every form that they have."""
+    of_credentials = await _keys(stack, tenant_id, "credentials", "keyring")
+    return of_credentials + await _keys(stack, tenant_id, "provisioner", "provisioner-keyring")
+
+
+async def _keys(stack: Stack, tenant_id: str, service: str, keyring: str) -> list[Secret]:
     layout = Layout.of(stack.state)
-    file = layout.secrets / "keyring"
-    held = FileSource(file).read()
-    password = (layout.state / "postgres" / "credentials.password").read_text()
+    held = FileSource(layout.secrets / keyring).read()
+    password = (layout.state / "postgres" / f"{service}.password").read_text()
     connection = await asyncpg.connect(
         host=LOOPBACK,
         port=layout.kept_ports()["postgres"],
-        user="credentials",
-        database="credentials",
+        user=service,
+        database=service,
         password=password,
     )
     try:
-        await connection.execute("SET ROLE credentials_service")
+        await connection.execute(f"SET ROLE {service}_service")
         row = await connection.fetchrow(
             "SELECT data_key_id, kek_id, wrapped_key FROM data_keys WHERE tenant_id = $1", tenant_id
         )
