@@ -86,6 +86,12 @@ async def test_a_secret_is_kept_named_replaced_and_deleted(bare: Owner) -> None:
     kept = await bare.put("API_TOKEN", value=first)
     assert (kept.name, kept.generated) == ("API_TOKEN", False)
     assert kept.update_time.seconds > 0
+    got = await bare.stub.GetDeployment(
+        pb2.GetDeploymentRequest(deployment_id=bare.deployment.deployment_id),
+        metadata=bearer(bare.customer.key),
+    )
+    states = {each.kind: each.state for each in got.deployment.resources}
+    assert states[pb2.RESOURCE_KIND_SECRETS] == pb2.RESOURCE_STATE_READY
     await bare.put("_b2", value="line\nand = 'quotes' \u00e9")
     assert await bare.names() == ["API_TOKEN", "_b2"]
     environment = await bare.environment()
@@ -235,6 +241,42 @@ async def test_a_deployment_that_is_deleted_has_no_secrets_and_takes_none(bare: 
         bare.reveal(),
     ):
         with expect_refused("NOT_FOUND", "RESOURCE_NOT_FOUND"):
+            await calling
+
+
+@pytest.mark.parametrize(
+    ("state", "code", "reason", "taken"),
+    [
+        ("creating", "UNAVAILABLE", "DEPLOYMENT_NOT_READY", True),
+        ("suspended", "FAILED_PRECONDITION", "DEPLOYMENT_SUSPENDED", True),
+        ("failed", "FAILED_PRECONDITION", "OPERATION_FAILED", True),
+        ("deleting", "UNAVAILABLE", "DEPLOYMENT_NOT_READY", False),
+    ],
+)
+async def test_a_deployment_that_is_not_ready_is_given_no_environment(
+    mesh: Mesh, bare: Owner, state: str, code: str, reason: str, taken: bool
+) -> None:
+    await bare.put("KEPT", value="x")
+    settings = mesh.settings["provisioner"]
+    assert isinstance(settings, Settings)
+    connection = await connect(settings)
+    try:
+        await connection.execute("SET ROLE provisioner_service")
+        await connection.execute(
+            "UPDATE deployments SET state = $2, suspended_at = now() WHERE deployment_id = $1",
+            bare.deployment.deployment_id,
+            state,
+        )
+    finally:
+        await connection.close()
+    with expect_refused(code, reason):
+        await bare.environment()
+    if taken:
+        await bare.put("MORE", value="x")
+        assert await bare.names() == ["KEPT", "MORE"]
+        return
+    for calling in (bare.put("MORE", value="x"), bare.reveal()):
+        with expect_refused("FAILED_PRECONDITION", "OPERATION_RUNNING"):
             await calling
 
 
