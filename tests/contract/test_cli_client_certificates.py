@@ -59,7 +59,7 @@ async def test_a_certificate_is_checked_without_asking_anybody(tmp_path: Path) -
     keys.write_text("{}")
     outcome = await bulkhead(1, *arguments, **NOBODY)
     assert outcome.code == 2
-    assert "Web Key Set" in outcome.err
+    assert "Ed25519" in outcome.err
 
 
 async def test_get_waits_for_the_certificate_and_tells_what_for_without_a_key(

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -18,7 +19,7 @@ from services.provisioner.drivers.postgres_process import reachable_home
 from services.shared.postgres import Connection, connect
 from tests.certificates import certified, verified
 from tests.lending import Lender
-from tests.mesh import PATIENCE_SECONDS, Customer, Mesh, bearer
+from tests.mesh import PATIENCE_SECONDS, Customer, Mesh, bearer, fresh_id
 from tests.refusals import expect_refused
 
 pytestmark = pytest.mark.promise("P-39")
@@ -63,6 +64,11 @@ async def rows_naming(mesh: Mesh, service: str, names: list[str]) -> dict[str, i
     return {table: count for table, count in found.items() if count}
 
 
+def copies(mesh: Mesh, backup_id: str) -> list[Path]:
+    """Returns every file of the mesh that is named after the backup."""
+    return list(mesh.home.rglob(f"*{backup_id}*"))
+
+
 async def delete_tenant(
     provisioner: ProvisionerServiceStub, customer: Customer, token: str = ""
 ) -> pb2.DeleteTenantResponse:
@@ -88,6 +94,13 @@ async def test_a_tenant_is_cut_off_when_the_call_returns_and_nothing_is_left_in_
         pb2.GetDatabaseConnectionRequest(deployment_id=deployment.deployment_id),
         metadata=bearer(customer.key),
     )
+    backed_up = await provisioner.CreateBackup(
+        pb2.CreateBackupRequest(request_id=fresh_id(), deployment_id=deployment.deployment_id),
+        metadata=bearer(customer.key),
+    )
+    done = await mesh.finished(customer, backed_up.operation.operation_id)
+    assert done.state == pb2.OPERATION_STATE_SUCCEEDED, done
+    assert copies(mesh, backed_up.backup.backup_id)
     deleted = await delete_tenant(provisioner, customer, TOKEN)
     assert deleted.certificate_token == TOKEN
     assert deleted.operation.kind == pb2.OPERATION_KIND_DELETE_TENANT
@@ -112,11 +125,20 @@ async def test_a_tenant_is_cut_off_when_the_call_returns_and_nothing_is_left_in_
     document = await verified(provisioner, await certified(provisioner, TOKEN))
     assert (document["kind"], document["sub"]) == ("tenant", customer.tenant_id)
     kinds = {one["kind"] for one in document["resources"]}
-    assert kinds >= {"keys", "route", "loans", "counters", "database", "secrets"}
+    assert kinds >= {
+        "keys",
+        "route",
+        "loans",
+        "counters",
+        "database",
+        "secrets",
+        "backups",
+    }
     assert {one["deployment_id"] for one in document["resources"]} == {deployment.deployment_id}
     with pytest.raises((OSError, asyncpg.PostgresError)):
         await asyncpg.connect(database.uri, timeout=5)
     assert not (reachable_home(mesh.home) / deployment.deployment_id).exists()
+    assert not copies(mesh, backed_up.backup.backup_id)
     names = [customer.tenant_id, deployment.deployment_id, deployment.host, connection_id]
     left = {
         service: found
