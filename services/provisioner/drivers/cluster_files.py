@@ -5,7 +5,7 @@ import io
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Protocol
@@ -20,7 +20,7 @@ _LEFT_OUT = frozenset(
     {
         *("postmaster.pid", "postmaster.opts", "server.log", "server.log.1", "current_logfiles"),
         *("backup_label", "backup_label.old", "tablespace_map", "tablespace_map.old"),
-        *("backup_manifest", "standby.signal", "recovery.signal"),
+        *("backup_manifest", "standby.signal", "recovery.signal", "pg_hba.conf"),
     }
 )
 _LEFT_OUT_ANYWHERE = ("pgsql_tmp", "pg_internal.init", "bulkhead.", ".bulkhead.")
@@ -50,16 +50,28 @@ class Sink(Protocol):
 
 
 class FolderSink:
-    """A new server directory, the servers' user's own."""
+    """A new server directory. Nobody but us can enter it before it is handed over.
+
+    The servers' user owns what is in it: whoever has taken over one of its processes could else put
+    a link in our way.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._user = server_user()
-        self._make(directory)
+        directory.mkdir(mode=0o700)
+
+    def hand_over(self) -> None:
+        """Makes the directory the servers' user's own."""
+        if self._user is not None:
+            os.chown(self._directory, self._user.uid, self._user.gid)
 
     def folder(self, name: str) -> None:
         """Makes a folder; see `Sink`."""
-        self._make(self._directory / name)
+        folder = self._directory / name
+        folder.mkdir(mode=0o700)
+        if self._user is not None:
+            os.chown(folder, self._user.uid, self._user.gid)
 
     def file(self, name: str, source: IO[bytes], size: int) -> None:
         """Makes a file, which shares its blocks with `source` where the file system can."""
@@ -69,11 +81,6 @@ class FolderSink:
                 os.fchown(descriptor, self._user.uid, self._user.gid)
             if not (isinstance(source, io.FileIO) and _copied_by_kernel(source, target, size)):
                 shutil.copyfileobj(source, target, _CHUNK_BYTES)
-
-    def _make(self, folder: Path) -> None:
-        folder.mkdir(mode=0o700)
-        if self._user is not None:
-            os.chown(folder, self._user.uid, self._user.gid)
 
 
 def copy_cluster(directory: Path, sink: Sink, *, live: bool) -> None:
@@ -98,13 +105,20 @@ def copy_cluster(directory: Path, sink: Sink, *, live: bool) -> None:
         os.close(root)
 
 
-def copy_wal(directory: Path, sink: Sink, first: str, last: str) -> None:
-    """Copies the segments of WAL from `first` to `last`, by their names."""
-    folder = directory / _WAL
-    for path in sorted(folder.iterdir()):
-        if len(path.name) == len(first) and first <= path.name <= last:
-            with path.open("rb", buffering=0) as segment:
-                sink.file(str(_WAL / path.name), segment, os.fstat(segment.fileno()).st_size)
+def copy_wal(directory: Path, sink: Sink, names: Iterable[str]) -> None:
+    """Copies the segments of WAL of these names.
+
+    Raises:
+        OSError: one of them is gone: the server kept it no longer.
+    """
+    root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with _opened(root, str(_WAL)) as folder:
+            for name in names:
+                with _opened(folder, name) as segment:
+                    _copy_one(segment, _WAL / name, sink, live=False)
+    finally:
+        os.close(root)
 
 
 def copy_text(sink: Sink, name: str, text: str) -> None:

@@ -47,6 +47,8 @@ _SETTINGS = {
     "wal_level": "replica",
     "max_wal_senders": "0",
     "max_replication_slots": "4",
+    # More is not kept for a copy, which then fails.
+    "max_slot_wal_keep_size": "4GB",
     "max_wal_size": "64MB",
     "min_wal_size": "4MB",
     "max_worker_processes": "2",

@@ -42,6 +42,13 @@ from services.shared.ids import DeploymentId
 _CONNECT_SECONDS = 5.0
 # A checkpoint comes first: it writes what changed, and waits for the disk.
 _COMMAND_SECONDS = 120.0
+# The names of the segments of WAL from one place in it to another.
+_SEGMENTS = """\
+SELECT DISTINCT pg_walfile_name(least($1::pg_lsn + number * size, $2::pg_lsn)) AS name
+FROM (SELECT setting::bigint AS size FROM pg_settings WHERE name = 'wal_segment_size') AS segment,
+    generate_series(0, ceil(($2::pg_lsn - $1::pg_lsn) / size)::bigint + 1) AS number
+ORDER BY 1
+"""
 
 
 class LocalCopies:
@@ -85,7 +92,10 @@ class LocalCopies:
                 if await to_its_end(directory.exists):
                     return
                 async with _half(directory, lock) as half:
-                    await fill(FolderSink(half))
+                    sink = await to_its_end(partial(FolderSink, half))
+                    await fill(sink)
+                    copy_text(sink, "pg_hba.conf", local_database.ACCESS)
+                    sink.hand_over()
                     await to_its_end(partial(self._disown, half, target, lock))
                     _publish(half, directory)
 
@@ -110,16 +120,13 @@ class LocalCopies:
             await session.execute(
                 "SELECT pg_create_physical_replication_slot($1, true, true)", slot
             )
-            first = await session.fetchval(
-                "SELECT pg_walfile_name(pg_backup_start($1, true))", slot
-            )
+            started = await session.fetchval("SELECT pg_backup_start($1, true)", slot)
             await to_its_end(partial(copy_cluster, directory, sink, live=True))
-            stopped = await session.fetchrow(
-                "SELECT pg_walfile_name(lsn) AS last, labelfile FROM pg_backup_stop(false)"
-            )
+            stopped = await session.fetchrow("SELECT lsn, labelfile FROM pg_backup_stop(false)")
             if stopped is None:
                 raise ServerError("the copy was not ended")
-            await to_its_end(partial(copy_wal, directory, sink, first, stopped["last"]))
+            rows = await session.fetch(_SEGMENTS, started, stopped["lsn"])
+            await to_its_end(partial(copy_wal, directory, sink, [row["name"] for row in rows]))
         copy_text(sink, "backup_label", stopped["labelfile"])
 
     @contextlib.asynccontextmanager
@@ -148,7 +155,6 @@ class LocalCopies:
         Postgres does it in single-user mode, which listens to nobody, and before the directory has
         the name by which servers are started: whoever is killed meanwhile leaves nothing that runs.
         """
-        (half / "pg_hba.conf").write_text(local_database.ACCESS)
         superuser = local_database.SUPERUSER
         salt = self._secret.salt(target, superuser)
         own = verifier(self._superuser_password(target), salt)
