@@ -4,6 +4,7 @@ import typer
 
 from cli import (
     audit,
+    backups,
     bindings,
     certificate,
     connections,
@@ -12,6 +13,7 @@ from cli import (
     keys,
     plans,
     providers,
+    secrets,
     support,
     tenants,
     usage,
@@ -42,12 +44,18 @@ TOUR = """A first day with it:
 
 10. bulkhead key rotate key_… — a new key in its place; the old one works for another day
 
-11. bulkhead audit verify — recomputes the hash of every event of all this, and looks for gaps
+11. bulkhead secret put dep_… SESSION_KEY --generate — for that deployment's own program
+
+12. bulkhead deployment get dep_… — what it is made of, and how each part is
+
+13. bulkhead audit verify — recomputes the hash of every event of all this, and looks for gaps
+
+14. bulkhead tenant delete --yes --certificate FILE — deletes all of it, and proves that it did
 
 Exit codes: 0 done, 1 refused (the reason is on stderr), 2 wrong use."""
 
 
-_OWN = (tenants, deployments, certificate, keys, plans)
+_OWN = (tenants, deployments, secrets, backups, keys, plans, certificate)
 _LENT = (providers, connections, bindings, vending, webhooks)
 _WATCHED = (usage, audit, support, keyring)
 

@@ -23,7 +23,14 @@ _GIVEN_BY: Mapping["pb.ConnectionKind.ValueType", str] = MappingProxyType(
     }
 )
 _IDS = MappingProxyType(
-    {"dep": "deployment", "con": "connection", "bnd": "binding", "key": "key", "ten": "tenant"}
+    {
+        "bak": "backup",
+        "bnd": "binding",
+        "con": "connection",
+        "dep": "deployment",
+        "key": "key",
+        "ten": "tenant",
+    }
 )
 
 

@@ -4,12 +4,15 @@ import uuid
 from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from bulkhead.provisioner.v1 import provisioner_service_pb2 as pb
 
+from cli import deployment_copies, deployment_environment, deployment_life
 from cli.deletions import certified
+from cli.deployment_copies import show_made
+from cli.deployment_table import deployment_table, deployment_text, with_operation
 from cli.operations import finished
 from cli.options import (
     CALL_SECONDS,
@@ -25,9 +28,11 @@ from cli.options import (
 )
 from cli.paging import show_list
 from cli.panels import TENANT
+from cli.patience import IdleTimeout, idle_timeout
 from cli.private_files import write_private
-from cli.rendering import document, enum_text, fields, table, time_text
+from cli.rendering import document
 from cli.session import Connection, Session, run
+from cli.sizes import Storage, size
 
 DeploymentId = Annotated[
     str, typer.Argument(metavar="ID", help="`dep_…`, as `deployment list` shows it.")
@@ -57,12 +62,15 @@ def register(app: typer.Typer) -> None:
     """Adds `deployment` to the command line."""
     deployments = typer.Typer(
         no_args_is_help=True,
-        help="Make, list and delete deployments; with --database, each on its own Postgres server.",
+        help="Make, look after and delete deployments; with --database, each on its own Postgres "
+        "server.",
     )
     deployments.command("create", epilog=_CREATE_EXAMPLE)(create)
     deployments.command("list", epilog=_LIST_EXAMPLE)(list_all)
     deployments.command("get", epilog=_GET_EXAMPLE)(get)
     deployments.command("connection", epilog=_CONNECTION_EXAMPLE)(connection)
+    for commands in (deployment_environment, deployment_life, deployment_copies):
+        commands.add(deployments)
     deployments.command("delete", epilog=_DELETE_EXAMPLE)(delete)
     app.add_typer(deployments, name="deployment", rich_help_panel=TENANT)
 
@@ -70,6 +78,8 @@ def register(app: typer.Typer) -> None:
 _CREATE_EXAMPLE = """Examples:
 
 bulkhead deployment create notes --mcp --database
+
+bulkhead deployment create shop --database --storage 2GiB --bucket --bootstrap-admin
 
 bulkhead deployment create notes --mcp --database --no-wait --json | jq -r .deployment_id"""
 _LIST_EXAMPLE = """Example: bulkhead deployment list --limit 20"""
@@ -86,6 +96,19 @@ def create(
     database: Annotated[
         bool, typer.Option("--database", help="Give it a Postgres server of its own.")
     ] = False,
+    bucket: Annotated[
+        bool, typer.Option("--bucket", help="Give it a bucket of its own, over S3.")
+    ] = False,
+    bootstrap_admin: Annotated[
+        bool,
+        typer.Option(
+            "--bootstrap-admin",
+            help="Make a first administrator for its program: `deployment admin-password` shows "
+            "the password once.",
+        ),
+    ] = False,
+    storage: Storage = "",
+    idle: IdleTimeout = "",
     no_wait: NoWait = False,
     wait_seconds: WaitSeconds = WAIT_SECONDS,
     request_id: RequestId = "",
@@ -96,17 +119,19 @@ def create(
 ) -> None:
     """Create a deployment and wait until it is ready; each step is told on stderr."""
     request = pb.CreateDeploymentRequest(
-        request_id=request_id or str(uuid.uuid4()), name=name, mcp=mcp, database=database
+        request_id=request_id or str(uuid.uuid4()),
+        name=name,
+        mcp=mcp,
+        database=database,
+        bucket=bucket,
+        bootstrap_admin=bootstrap_admin,
+        storage_bytes=size(storage, "--storage") if storage else 0,
+        idle_timeout=idle_timeout(idle),
     )
 
     async def command(session: Session) -> None:
         created = await session.provisioner.CreateDeployment(request)
-        deployment, operation = created.deployment, created.operation
-        if not no_wait:
-            operation = await finished(session, operation, wait_seconds)
-            deployment = await _deployment(session, deployment.deployment_id)
-        session.show(_with_operation(document(deployment), operation), _shown(deployment))
-        session.tell(f"Next: bulkhead key issue --deployment {deployment.deployment_id}")
+        await show_made(session, created, None if no_wait else wait_seconds)
 
     run(Connection(api, key_file, timeout, as_json), command)
 
@@ -125,7 +150,7 @@ def list_all(
             request = pb.ListDeploymentsRequest(page_size=size, page_token=token)
             return await session.provisioner.ListDeployments(request)
 
-        await show_list(session, "deployments", ask, limit, _listed)
+        await show_list(session, "deployments", ask, limit, deployment_table)
 
     run(Connection(api, key_file, timeout, as_json), command)
 
@@ -137,11 +162,12 @@ def get(
     key_file: KeyFile = None,
     timeout: Timeout = CALL_SECONDS,
 ) -> None:
-    """Show one deployment."""
+    """Show one deployment: what it is made of, how each part is, and what was done last."""
 
     async def command(session: Session) -> None:
-        deployment = await _deployment(session, deployment_id)
-        session.show(document(deployment), _shown(deployment))
+        request = pb.GetDeploymentRequest(deployment_id=deployment_id)
+        deployment = (await session.provisioner.GetDeployment(request)).deployment
+        session.show(document(deployment), deployment_text(deployment))
 
     run(Connection(api, key_file, timeout, as_json), command, _BY_PLACE)
 
@@ -202,7 +228,7 @@ def delete(
                 answer = await certified(session, deleted.certificate_token, wait_seconds)
                 write_private(certificate, answer.certificate)
         done = "is going" if no_wait else "is deleted"
-        shown = _with_operation(
+        shown = with_operation(
             {
                 "deployment_id": operation.deployment_id,
                 "certificate_token": deleted.certificate_token,
@@ -212,45 +238,3 @@ def delete(
         session.show(shown, f"{operation.deployment_id} {done}")
 
     run(Connection(api, key_file, timeout, as_json), command, _BY_PLACE)
-
-
-async def _deployment(session: Session, deployment_id: str) -> pb.Deployment:
-    request = pb.GetDeploymentRequest(deployment_id=deployment_id)
-    return (await session.provisioner.GetDeployment(request)).deployment
-
-
-def _with_operation(shown: dict[str, Any], operation: pb.Operation) -> dict[str, Any]:
-    return {
-        **shown,
-        "operation_id": operation.operation_id,
-        "operation": document(operation),
-    }
-
-
-def _shown(deployment: pb.Deployment) -> str:
-    return fields(
-        {
-            "deployment": deployment.deployment_id,
-            "name": deployment.name,
-            "host": deployment.host,
-            "state": _state(deployment),
-            "has": _has(deployment),
-            "created": time_text(deployment.create_time),
-        }
-    )
-
-
-def _listed(deployments: list[pb.Deployment]) -> str:
-    if not deployments:
-        return "no deployments yet; make one: bulkhead deployment create NAME --mcp --database"
-    rows = [(one.deployment_id, one.name, _state(one), _has(one), one.host) for one in deployments]
-    return table(("deployment", "name", "state", "has", "host"), rows)
-
-
-def _state(deployment: pb.Deployment) -> str:
-    return enum_text(pb.DeploymentState.Name(deployment.state), "DEPLOYMENT_STATE_")
-
-
-def _has(deployment: pb.Deployment) -> str:
-    parts = {"mcp": deployment.mcp, "database": deployment.database}
-    return ", ".join(part for part, has in parts.items() if has)

@@ -40,6 +40,21 @@ _OPTIONS = {
 }
 
 
+# What to do about it, where the message of a service cannot know how that is typed.
+_ADVICE = {
+    "DEPLOYMENT_SUSPENDED": "end that with the tenant's key: bulkhead deployment resume dep_…",
+    "NOT_SUSPENDED": "there is nothing to resume",
+    "OPERATION_RUNNING": "wait for its end, and see: bulkhead deployment get dep_…",
+    "RESOURCE_LIMIT": "delete what is not needed any more",
+    "RESOURCE_LOST": "what was in it is gone; see: bulkhead deployment get dep_…",
+    "SECRET_UNREADABLE": "put it anew; the operator sees its keys: bulkhead keyring status",
+    "SHOWN_BEFORE": "whoever has lost it sets another one in the program itself",
+    "TENANT_DELETING": "see how far it is: bulkhead certificate get --token-file FILE",
+}
+# By which a message says by itself what can be typed.
+_COMMAND = "bulkhead "
+
+
 @dataclass(eq=False)
 class Refusal(Exception):  # noqa: N818 it is what the exit code 1 means, not a fault
     """A call that was not done: the gRPC code, the reason of the contract, and its details."""
@@ -58,7 +73,12 @@ class Refusal(Exception):  # noqa: N818 it is what the exit code 1 means, not a 
             options: what this command calls fields of the contract, where it differs from others.
         """
         head = " ".join(part for part in ("refused:", self.code, self.reason) if part)
-        return f"{head}: {self._message({**_OPTIONS, **options})}{self._again()}"
+        told = self._message({**_OPTIONS, **options})
+        return f"{head}: {told}{self._advice(told)}{self._again()}"
+
+    def _advice(self, told: str) -> str:
+        advice = _ADVICE.get(self.reason, "")
+        return f"; {advice}" if advice and _COMMAND not in told else ""
 
     def _message(self, options: Mapping[str, str]) -> str:
         if not self.field_name:

@@ -26,11 +26,16 @@ def secret(source: str, what: str, option: str) -> str:
     Raises:
         typer.BadParameter: nothing can be read there, or what is there is empty.
     """
-    text = _read(source, what, option).strip()
-    if not text:
-        where = "standard input" if source == STANDARD_INPUT else f"the file {source}"
-        raise typer.BadParameter(f"{option}: there is nothing in {where}")
-    return text
+    return _checked(_read(source, what, option).strip(), source, option)
+
+
+def content(source: str, what: str, option: str) -> str:
+    """Returns the same as it is, white space too, but for one line break at its end.
+
+    Raises:
+        typer.BadParameter: as `secret`.
+    """
+    return _checked(_read(source, what, option).removesuffix("\n"), source, option)
 
 
 def file_text(file: Path, what: str) -> str:
@@ -54,6 +59,13 @@ def _read(source: str, what: str, option: str) -> str:
         return sys.stdin.read()
     except UnicodeDecodeError as error:
         raise typer.BadParameter(f"{option}: cannot read standard input: {_why(error)}") from None
+
+
+def _checked(text: str, source: str, option: str) -> str:
+    if not text:
+        where = "standard input" if source == STANDARD_INPUT else f"the file {source}"
+        raise typer.BadParameter(f"{option}: there is nothing in {where}")
+    return text
 
 
 def _why(error: OSError | UnicodeDecodeError) -> str:

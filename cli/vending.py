@@ -12,6 +12,7 @@ from bulkhead.common.v1.error_reason_pb2 import ErrorReason
 from bulkhead.credentials.v1 import credentials_service_pb2 as pb
 
 from cli.fitting import WIDTH, fitted, scopes_text
+from cli.masks import masked_secret
 from cli.options import Api, KeyFile, Timeout
 from cli.panels import LEND
 from cli.refusal import Refusal, refusal_of
@@ -29,8 +30,6 @@ bulkhead vend --provider github --purpose "nightly build" --json | jq -r '.resul
 With a connection's key no alias is needed: bulkhead vend"""
 # A provider may have to be asked for a fresh token first.
 _VEND_SECONDS = 30.0
-# The end of a token tells which it is; of a short one it would tell too much.
-_LEAST_LENGTH, _TAIL = 20, 4
 _AS_OPTIONS = MappingProxyType(
     {
         "items": "ALIAS",
@@ -149,7 +148,7 @@ def _token_table(tokens: Sequence[pb.VendedToken], *, whole: bool) -> str:
         "type": [token.token_type for token in tokens],
         "scopes": [scopes_text(token.scopes) for token in tokens],
         "expires": [_expires(token) for token in tokens],
-        "token": [_masked(token.token) for token in tokens],
+        "token": [masked_secret(token.token) for token in tokens],
     }
     if not whole:
         return fitted(columns, _WRAPPED, _MISSED_LEAST_FIRST)
@@ -161,10 +160,6 @@ def _token_table(tokens: Sequence[pb.VendedToken], *, whole: bool) -> str:
 
 def _expires(token: pb.VendedToken) -> str:
     return time_text(token.expire_time) if token.HasField("expire_time") else ""
-
-
-def _masked(token: str) -> str:
-    return f"…{token[-_TAIL:]}" if len(token) >= _LEAST_LENGTH else "…"
 
 
 async def _vended(session: Session, items: Sequence[pb.VendItem]) -> pb.VendResponse:
