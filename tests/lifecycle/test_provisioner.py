@@ -33,7 +33,7 @@ from tests.refusals import expect_refused
 
 ROOT = Path(__file__).parents[2]
 SWEEP_SECONDS = 0.3
-MEMBERS = ("auth", "credentials", "app_proxy", "provisioner")
+MEMBERS = ("auth", "ratelimit", "credentials", "app_proxy", "provisioner")
 
 
 @pytest.fixture(scope="module")
