@@ -97,11 +97,23 @@ def marked_tests() -> dict[str, frozenset[str]]:
     """Returns the promises that each test attacks, by `file::test`."""
     marked = {}
     for file in sorted((ROOT / "tests").rglob("test_*.py")):
-        for node in ast.walk(ast.parse(file.read_text())):
+        module = ast.parse(file.read_text())
+        of_all = frozenset(filter(None, map(_promised, _marks_of_all(module))))
+        for node in ast.walk(module):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                ids = frozenset(filter(None, map(_promised, node.decorator_list)))
+                ids = of_all.union(filter(None, map(_promised, node.decorator_list)))
                 marked[f"{file.relative_to(ROOT)}::{node.name}"] = ids
     return marked
+
+
+def _marks_of_all(module: ast.Module) -> list[ast.expr]:
+    """Returns what `pytestmark` marks every test of a module with."""
+    return [
+        mark
+        for node in module.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "pytestmark"
+        for mark in (node.value.elts if isinstance(node.value, ast.List) else [node.value])
+    ]
 
 
 def _promised(decorator: ast.expr) -> str | None:
