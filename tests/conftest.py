@@ -11,7 +11,7 @@ import pytest
 from deploy.local.pki import Paths, certificates
 from deploy.local.ports import RANGE_VARIABLE
 from deploy.local.postgres import MeshPostgres, mesh_postgres
-from deploy.local.valkey import ValkeyServer, valkey_server
+from deploy.local.valkey import ValkeyServer
 from tests.databases import Databases
 from tests.leaks import (
     leaking_logs,
@@ -20,6 +20,7 @@ from tests.leaks import (
 from tests.mesh import Mesh, running_mesh
 from tests.provider_double import ProviderDouble, running_provider
 from tests.providers import AT_DOOR, OWN_REDIRECT, catalogue_settings
+from tests.readable_valkey import readable_valkey
 from tests.s3 import Storage
 
 _SHARES, _PORTS = 4, 2_500
@@ -65,7 +66,7 @@ async def databases(postgres: MeshPostgres) -> Databases:
 
 @pytest.fixture(scope="session")
 async def valkey(home: Path) -> AsyncIterator[ValkeyServer]:
-    async with valkey_server(home / "valkey") as server:
+    async with readable_valkey(home / "valkey") as server:
         yield server
 
 
@@ -107,9 +108,7 @@ async def mesh(start_mesh: StartMesh, home: Path, provider: ProviderDouble) -> A
 @pytest.fixture
 async def mesh_of_two(start_mesh: StartMesh) -> AsyncIterator[Mesh]:
     """A mesh whose tenants may have two deployments each."""
-    async with start_mesh(
-        {"provisioner": {"deployments_per_tenant": 2, "backups_per_deployment": 1}}
-    ) as running:
+    async with start_mesh({"provisioner": {"deployments_per_tenant": 2}}) as running:
         yield running
 
 

@@ -160,16 +160,6 @@ async def test_backups_are_listed_in_pages_newest_first_and_made_once_for_a_requ
         )
 
 
-async def test_a_deployment_has_no_more_backups_than_its_limit(mesh_of_two: Mesh) -> None:
-    customer = await mesh_of_two.customer()
-    stub = mesh_of_two.stub(ProvisionerServiceStub, "provisioner")
-    deployment = await mesh_of_two.deployment(customer)
-    await backed_up(mesh_of_two, stub, customer, deployment)
-    request = pb2.CreateBackupRequest(request_id="x", deployment_id=deployment.deployment_id)
-    with expect_refused("RESOURCE_EXHAUSTED", "RESOURCE_LIMIT"):
-        await stub.CreateBackup(request, metadata=bearer(customer.key))
-
-
 async def test_what_has_no_database_or_no_bucket_is_not_copied(
     mesh: Mesh, provisioner: ProvisionerServiceStub, customer: Customer, source: pb2.Deployment
 ) -> None:

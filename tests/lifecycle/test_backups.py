@@ -269,6 +269,22 @@ async def test_what_crashes_leave_of_backups_is_removed_and_nothing_else(
     }
 
 
+async def test_a_deployment_has_no_more_backups_than_its_limit(
+    mesh_with_buckets: Mesh,
+    provisioner: ProvisionerServiceStub,
+    customer: Customer,
+    source: pb2.Deployment,
+    database: Database,
+) -> None:
+    for _ in range(settings_of(mesh_with_buckets).backups_per_deployment):
+        await write_backup(database, customer, source.deployment_id)
+    with expect_refused("RESOURCE_EXHAUSTED", "RESOURCE_LIMIT"):
+        await provisioner.CreateBackup(
+            pb2.CreateBackupRequest(request_id=fresh_id(), deployment_id=source.deployment_id),
+            metadata=bearer(customer.key),
+        )
+
+
 def is_there(file: Path) -> bool:
     return file.exists()
 
