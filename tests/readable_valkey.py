@@ -40,7 +40,7 @@ async def readable_valkey(home: Path) -> AsyncIterator[ValkeyServer]:
         await process.wait()
 
 
-def reader(server: ValkeyServer) -> "redis.asyncio.Redis[bytes]":
+def reader(server: ValkeyServer) -> redis.asyncio.Redis:
     """Returns a client that sees every key; the caller closes it."""
     return redis.asyncio.Redis(
         host=server.host,

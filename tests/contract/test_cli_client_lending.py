@@ -17,7 +17,12 @@ from bulkhead.credentials.v1.credentials_service_pb2_grpc import (
     CredentialsServiceStub,
     KeyringServiceStub,
 )
-from bulkhead.provisioner.v1.provisioner_service_pb2_grpc import ProvisionerServiceStub
+from bulkhead.provisioner.v1.provisioner_service_pb2_grpc import (
+    KeyringServiceStub as ProvisionerKeyringStub,
+)
+from bulkhead.provisioner.v1.provisioner_service_pb2_grpc import (
+    ProvisionerServiceStub,
+)
 from bulkhead.ratelimit.v1.ratelimit_service_pb2_grpc import RatelimitServiceStub
 from typer.testing import CliRunner
 
@@ -80,6 +85,7 @@ async def test_nobody_is_waited_for_once_the_link_is_gone(
             RatelimitServiceStub(channel),
             CredentialsServiceStub(channel),
             KeyringServiceStub(channel),
+            ProvisionerKeyringStub(channel),
             json=False,
         )
         with pytest.raises(Refusal) as refused:

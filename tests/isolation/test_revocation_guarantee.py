@@ -53,6 +53,16 @@ class EveryoneIsWithinLimits(RatelimitServiceServicer):
     ) -> Any:
         return limits_pb2.ReturnLeaseResponse(returned=[0 for _ in request.items])
 
+    async def ReleaseDeployment(  # noqa: N802
+        self, request: limits_pb2.ReleaseDeploymentRequest, context: Any
+    ) -> Any:
+        return limits_pb2.ReleaseDeploymentResponse()
+
+    async def EraseTenant(  # noqa: N802
+        self, request: limits_pb2.EraseTenantRequest, context: Any
+    ) -> Any:
+        return limits_pb2.EraseTenantResponse()
+
     async def GetUsage(self, request: limits_pb2.GetUsageRequest, context: Any) -> Any:  # noqa: N802
         return limits_pb2.GetUsageResponse()
 
