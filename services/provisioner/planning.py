@@ -67,13 +67,11 @@ def _deleting(ground: Ground) -> Deleting:
         RouteEnding(peers.routes, peers.of_tenants.routes),
         LoansEnding(peers.of_tenants.loans),
         CountersEnding(peers.of_tenants.counters),
-        DatabaseEnding(ground.driver),
+        DatabaseEnding(ground.driver, ground.listening),
         BackupsEnding(ground.database, ground.backup_files),
         BucketEnding(ground.bucket_driver),
         SecretsEnding(ground.database),
     ]
-    if ground.bucket_driver is not None:
-        endings.append(BucketEnding(ground.bucket_driver))
     return Deleting(ground.database, endings, ground.certificate_keys, ground.settings.domain)
 
 

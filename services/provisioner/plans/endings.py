@@ -13,6 +13,7 @@ from services.provisioner.deletion_ports import (
 from services.provisioner.domain import ResourceKind
 from services.provisioner.drivers.bucket_protocol import BucketDriver
 from services.provisioner.drivers.protocol import DatabaseDriver, DriverError
+from services.provisioner.listening import Listening
 from services.provisioner.ports import Registry, Routes
 from services.provisioner.work import Work
 from services.shared.postgres import Database
@@ -123,8 +124,9 @@ class DatabaseEnding:
 
     kind = ResourceKind.DATABASE
 
-    def __init__(self, driver: DatabaseDriver) -> None:
+    def __init__(self, driver: DatabaseDriver, listening: Listening) -> None:
         self._driver = driver
+        self._listening = listening
 
     async def close(self, work: Work) -> bool:
         """Ends the server, and every session with it; nothing wakes it in this state."""
@@ -132,8 +134,9 @@ class DatabaseEnding:
         return True
 
     async def destroy(self, work: Work) -> Mapping[str, Any]:
-        """Ends the server and removes its files."""
+        """Ends the server, removes its files, and listens for it no more."""
         await self._driver.destroy(work.deployment.deployment_id)
+        await self._listening.close(work.deployment.deployment_id)
         return {"checked": "no server runs, and no file is left"}
 
     async def left(self, work: Work) -> str:
