@@ -12,7 +12,7 @@ from cli.rendering import document, enum_text, fields, minute_text, table, time_
 from cli.sizes import size_text
 
 _WRAPPED_REASON: Mapping[str, int] = MappingProxyType({"reason": 16, "size": 10})
-_OVER_QUOTA = "over its quota: writes are refused until it holds less or may hold more"
+_OVER_QUOTA = "over its quota: writes are refused"
 
 
 def deployment_text(deployment: pb.Deployment) -> str:
