@@ -1,9 +1,10 @@
 """`python -m deploy.local.demo`: the main job on real parts, told step by step.
 
 Two tenants, a deployment each, an agent each; one lends a grant at an outside provider to one of
-its deployments; what must be refused is refused; one trace shows it all. Everything runs in a
-temporary folder and nothing of it is left. Exits with 0 when all went as it must, 1 on any
-surprise, 130 when interrupted.
+its deployments; what must be refused is refused; a database sleeps and wakes; one trace shows it
+all; and in the end one of them is deleted, with a certificate. Everything runs in a temporary
+folder and nothing of it is left. Exits with 0 when all went as it must, 1 on any surprise, 130 when
+interrupted.
 """
 
 import argparse
@@ -11,12 +12,23 @@ import asyncio
 import sys
 from contextlib import AsyncExitStack
 from pathlib import Path
+from types import MappingProxyType
 
 from deploy.local.foreground import ended_by_signals, parse_overrides
 from deploy.local.layout import Layout
 from deploy.local.programs import Options, Overrides
 from deploy.local.stack import Addresses, Stack
-from deploy.local.story import evidence, keys, lending, preparation, refusals, work
+from deploy.local.story import (
+    belongings,
+    ending,
+    evidence,
+    keys,
+    lending,
+    preparation,
+    refusals,
+    sleep,
+    work,
+)
 from deploy.local.story.command_line import CommandLine
 from deploy.local.story.provider import OutsideProvider, outside_provider
 from deploy.local.story.scene import Scene
@@ -27,6 +39,8 @@ from deploy.local.traces import Receiver, otlp_receiver
 
 _MOST_SECONDS = 180.0
 _SURPRISED, _INTERRUPTED = 1, 130
+# So that nobody waits long for a database to be seen idle.
+_QUICK: Overrides = MappingProxyType({"provisioner": {"look_seconds": "0.5"}})
 
 
 async def play(stage: Stage, overrides: Overrides) -> None:
@@ -42,7 +56,7 @@ async def play(stage: Stage, overrides: Overrides) -> None:
         provider = await exits.enter_async_context(outside_provider(state))
         folders = (state, Layout.of(state).servers)
         with stage.step("The stack starts in a temporary folder"):
-            settings = _merged(provider.overrides, overrides)
+            settings = _merged(_merged(_QUICK, provider.overrides), overrides)
             options = Options(receiver.endpoint, edge_port=provider.edge_port, overrides=settings)
             scene = await _started(stage, exits, state, receiver, options)
         await _story(scene, provider)
@@ -72,7 +86,7 @@ async def _story(scene: Scene, provider: OutsideProvider) -> None:
     step = scene.stage.step
     with step("The operator creates two tenants on the free plan"):
         tenants = await preparation.create_tenants(scene)
-    with step("Each creates a deployment: MCP and a Postgres server of its own"):
+    with step("Each creates a deployment: MCP, a Postgres server and a bucket of its own"):
         deployments = await preparation.create_deployments(scene, tenants)
     with step("Each issues a key that opens this one deployment"):
         acme, globex = await preparation.issue_keys(scene, deployments)
@@ -102,6 +116,18 @@ async def _story(scene: Scene, provider: OutsideProvider) -> None:
         await evidence.two_servers(scene, (acme, globex))
     with step("One trace, from Envoy down to the SQL statement"):
         await evidence.one_trace(scene, trace_id)
+    with step("acme's deployment gets a secret, which its own program alone can read"):
+        environment = await belongings.secret_kept(scene, acme, globex)
+    with step("Its bucket opens to its own credentials, which open no other"):
+        await belongings.bucket_used(scene, environment, globex.tenant.name)
+    with step("Its database sleeps when nobody uses it, and wakes for whoever does"):
+        await sleep.asleep_and_awake(scene, acme)
+    with step("acme suspends it, and resumes it"):
+        await sleep.suspended_and_back(scene, acme)
+    with step("acme is deleted, with everything that is its"):
+        await ending.tenant_deleted(scene, acme, globex)
+    with step("The certificate of that, fetched with the token, and checked offline"):
+        await ending.certified(scene)
 
 
 async def _played(stage: Stage, overrides: Overrides) -> int:

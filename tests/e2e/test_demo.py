@@ -105,6 +105,13 @@ async def test_the_demo_plays_to_its_end_and_leaves_nothing(home: Path) -> None:
         "vends of it in the audit log             1",
         "in its grace period",
         "have forgotten it",
+        "AccessDenied",
+        "no process of it runs",
+        "57P03",
+        "402",
+        "no server runs, and no file is left",
+        "verified, without asking anybody         True",
+        "the signature does not hold",
         "nothing surprised",
     ):
         assert words in output

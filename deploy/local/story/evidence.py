@@ -42,14 +42,14 @@ async def two_servers(scene: Scene, deployments: Sequence[Deployment]) -> None:
         stage.result(str(connection.document["uri"]))
     stage.command("operator", status.line)
     uris = [urlsplit(connection.document["uri"]) for connection in connections]
-    servers = {server["port"]: server for server in status.document["servers"]}
-    behind = [servers[uri.port] for uri in uris]
+    servers = {server["deployment_id"]: server for server in status.document["servers"]}
+    behind = [servers[each.deployment_id] for each in deployments]
     for name, server in zip(names, behind, strict=True):
         stage.result(f"{name:<8} pid {server['pid']:<8} {server['data_directory']}")
     for what in ("data_directory", "port", "pid"):
         stage.check(f"different: {what}", 2, len({server[what] for server in behind}))
     stage.check("different: password", 2, len({uri.password for uri in uris}))
-    found = await _refusal(uris[0]._replace(netloc=_netloc(uris[0], uris[1].port)))
+    found = await login_refusal(uris[0]._replace(netloc=_netloc(uris[0], uris[1].port)))
     stage.check(f"{names[0]}'s password at {names[1]}'s server", "28P01", found, "no login")
 
 
@@ -97,8 +97,8 @@ def _netloc(uri: SplitResult, port: int | None) -> str:
     return f"{user}@{uri.hostname}:{port}"
 
 
-async def _refusal(uri: SplitResult) -> str:
-    """Returns the SQLSTATE with which a server refuses a login."""
+async def login_refusal(uri: SplitResult) -> str:
+    """Returns the SQLSTATE with which a database refuses a login."""
     try:
         connection = await asyncpg.connect(uri.geturl(), timeout=10)
     except asyncpg.PostgresError as error:

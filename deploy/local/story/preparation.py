@@ -7,6 +7,7 @@ from deploy.local.story.scene import Deployment, Scene, Tenant
 
 NAMES = ("acme", "globex")
 DEPLOYMENT = "notes"
+_DECLARED = ("--mcp", "--database", "--bucket")
 
 
 async def create_tenants(scene: Scene) -> list[Tenant]:
@@ -27,7 +28,7 @@ async def create_tenants(scene: Scene) -> list[Tenant]:
 async def create_deployments(scene: Scene, tenants: list[Tenant]) -> list[Deployment]:
     """Returns a deployment of each tenant; both have the same name, neither has a key yet."""
     commands = (
-        scene.bulkhead.done("deployment", "create", DEPLOYMENT, "--mcp", "--database", key=each.key)
+        scene.bulkhead.done("deployment", "create", DEPLOYMENT, *_DECLARED, key=each.key)
         for each in tenants
     )
     made = []
