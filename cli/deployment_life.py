@@ -42,7 +42,7 @@ bulkhead deployment rotate dep_… --overlap 1m
 
 bulkhead deployment rotate dep_… --overlap 0 — the passwords before end at once
 
-bulkhead deployment rotate dep_… --no-wait && bulkhead deployment connection dep_…"""
+bulkhead deployment rotate dep_… --no-wait — `deployment get` says when it is overlapping"""
 # What refusals call what these commands take by its place.
 _BY_PLACE = MappingProxyType(
     {
@@ -234,6 +234,7 @@ def rotate(
 def _tell_overlap(session: Session, overlap: timedelta, deployment_id: str) -> None:
     if overlap:
         session.tell(
-            f"the passwords before work for another {span_text(overlap)}; Ctrl-C stops the waiting"
-            f" alone\nthe new ones: bulkhead deployment connection {deployment_id}"
+            f"once it is overlapping, new ones are given out: bulkhead deployment connection"
+            f" {deployment_id}\nthose before work for another {span_text(overlap)} then; Ctrl-C"
+            " stops the waiting alone"
         )

@@ -128,7 +128,7 @@ async def test_rotate_waits_for_longer_than_the_overlap(api: ScriptedApi) -> Non
     api.answers["WaitOperation"] = done("ROTATE")
     outcome = await bulkhead(api.port, "deployment", "rotate", DEPLOYMENT, "--overlap", "1h")
     assert outcome.code == 0, outcome.err
-    assert "work for another 1h" in outcome.err
+    assert "work for another 1h then" in outcome.err
     assert "… working" in outcome.err
     (asked,) = api.requests("RotateDatabaseCredentials")
     assert (asked.overlap.seconds, bool(asked.request_id)) == (3_600, True)
