@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -212,7 +213,8 @@ def test_there_are_calls_to_look_at() -> None:
 
 @pytest.mark.parametrize("line", shell_lines("bulkhead"))
 def test_the_command_line_takes_what_the_documents_say(line: str) -> None:
-    words = shlex.split(line, comments=True)[1:]
+    # What follows is for the shell.
+    words = list(takewhile(lambda word: word != ">", shlex.split(line, comments=True)[1:]))
     command: Any = typer.main.get_command(build())
     while groups := getattr(command, "commands", None):
         assert words[0] in groups, line
