@@ -39,7 +39,7 @@ class Addresses(Protocol):
 class _Entry:
     # Of the passwords, as whoever first asked for the pool knew it.
     generation: int
-    # Held while the pool is made, so that it is made once.
+    # Held while the pool, or the one after it, is made, so that each is made once.
     making: asyncio.Lock = field(default_factory=asyncio.Lock)
     pool: "Pool | None" = None
     users: int = 0
@@ -86,8 +86,9 @@ class Pools:
         """Yields a fresh session; nothing of the connection's last use is left in it.
 
         Whoever knows of a later `generation` of the passwords than the pool has gets a new pool;
-        the sessions of the old one come to their end. A login that is refused is asked for anew,
-        once.
+        the sessions of the old one come to their end. While provisioner is away the old one is
+        used, for its passwords overlap with the new ones. A login that is refused is asked for
+        anew, once.
 
         Raises:
             ConnectionLostError: the server could not be reached, or is not the deployment's any
@@ -110,7 +111,7 @@ class Pools:
                 self._leave(held.entry)
 
     async def _held(self, owner: _Owner, key: str, generation: int) -> _Held:
-        entry = self._entry(owner, generation)
+        entry = await self._present(owner, key, generation)
         entry.users += 1
         try:
             with self._losing(owner, entry):
@@ -173,6 +174,30 @@ class Pools:
             entry.end()
         self._entries.clear()
         self._retired.clear()
+
+    async def _present(self, owner: _Owner, key: str, generation: int) -> _Entry:
+        """Returns what is to be used now, of `generation` unless nobody can say how that gets in.
+
+        One caller asks; the others go on meanwhile with what there is.
+        """
+        before = self._entries.get(owner)
+        if before is None or before.pool is None or before.generation >= generation:
+            return self._entry(owner, generation)
+        if before.making.locked():
+            return before
+        async with before.making:
+            after = _Entry(generation)
+            try:
+                await self._pool(after, owner[1], key)
+            except UnavailableError:
+                return before
+            if self._entries.get(owner) is not before:
+                # It was closed meanwhile, and perhaps replaced.
+                after.end()
+                return self._entry(owner, generation)
+            self._retire(owner)
+            self._entries[owner] = after
+            return after
 
     def _entry(self, owner: _Owner, generation: int) -> _Entry:
         entry = self._entries.get(owner)
