@@ -18,8 +18,6 @@ from services.shared.postgres import Connection, connect
 from services.shared.settings import PostgresSettings
 
 _ENTRYPOINT = "reconcile"
-# Work at most this old is found again when the process that picked it is gone.
-_HEARTBEAT = timedelta(seconds=10)
 # Notifications wake the worker; this is for the one that got lost.
 _POLL = timedelta(seconds=5)
 _RESTART_SECONDS = 0.5
@@ -56,17 +54,22 @@ class WorkQueue:
         )
 
 
-async def work(settings: PostgresSettings, reconcile: Reconcile) -> None:
-    """Takes entries and calls `reconcile` for each, for ever."""
+async def work(settings: PostgresSettings, reconcile: Reconcile, heartbeat: timedelta) -> None:
+    """Takes entries and calls `reconcile` for each, for ever.
+
+    An entry whose worker has given no sign for `heartbeat` is taken by another.
+    """
     while True:
         try:
-            await _work_once(settings, reconcile)
+            await _work_once(settings, reconcile, heartbeat)
         except Exception as error:  # noqa: BLE001 the work must go on when the database is back
             structlog.get_logger().warning("queue lost", error=type(error).__name__)
         await asyncio.sleep(_RESTART_SECONDS)
 
 
-async def _work_once(settings: PostgresSettings, reconcile: Reconcile) -> None:
+async def _work_once(
+    settings: PostgresSettings, reconcile: Reconcile, heartbeat: timedelta
+) -> None:
     connection = await connect(settings)
     lost = asyncio.Event()
     connection.add_termination_listener(lambda _: lost.set())
@@ -88,7 +91,7 @@ async def _work_once(settings: PostgresSettings, reconcile: Reconcile) -> None:
             batch_size=_BATCH,
             max_concurrent_tasks=2 * _BATCH,
             shutdown_on_listener_failure=True,
-            heartbeat_timeout=_HEARTBEAT,
+            heartbeat_timeout=heartbeat,
         )
     )
     losing = asyncio.create_task(lost.wait())

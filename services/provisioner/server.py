@@ -167,7 +167,11 @@ async def _start_workers(ground: Ground, plans: Plans, stack: AsyncExitStack) ->
     sleeping = Sleeping(database, locks, ground.driver, ground.uses)
     await ground.listening.match()
     for running in (
-        work(settings, Dispatch(reconciler, plans.deleting_tenants).reconcile),
+        work(
+            settings,
+            Dispatch(reconciler, plans.deleting_tenants).reconcile,
+            timedelta(seconds=settings.heartbeat_seconds),
+        ),
         sweep.run(settings.sweep_seconds),
         ground.rewrapping.run(),
         sleeping.run(settings.look_seconds),

@@ -82,6 +82,8 @@ class Settings(ServiceSettings, PostgresSettings, KeyringSettings):
 
     # How often what is wanted is held against what is.
     sweep_seconds: float = Field(default=15.0, gt=0)
+    # How long a process that works on something may give no sign until another takes over.
+    heartbeat_seconds: float = Field(default=10.0, ge=0.5)
     # Tries of a create, of a backup, or of a rotation that has changed nothing yet, before it fails
     # for good; with the pauses between them about five minutes.
     create_tries: int = Field(default=30, ge=1)
