@@ -1,13 +1,12 @@
 """Ties a program to the process that starts it, then becomes that program.
 
-`python lifeline.py PARENT_PID PROGRAM ARGUMENT…`: when the supervisor is killed without a word, its
-children are told to end (SIGTERM), instead of being left behind for ever. Run as a script, since
-what is done between fork and exec in a process with threads is not safe in Python.
+`python lifeline.py PARENT_PID SIGNAL PROGRAM ARGUMENT…`: when the supervisor is killed without a
+word, its children are sent the signal, instead of being left behind for ever. Run as a script,
+since what is done between fork and exec in a process with threads is not safe in Python.
 """
 
 import ctypes
 import os
-import signal
 import sys
 
 _PR_SET_PDEATHSIG = 1
@@ -16,9 +15,9 @@ _PRIVATE = 0o077
 
 def main() -> None:
     """Replaces this process by the program; ends it when the parent has gone already."""
-    parent, program = int(sys.argv[1]), sys.argv[2:]
+    parent, signal, program = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal)
     if os.getppid() != parent:
         sys.exit(1)
     os.umask(_PRIVATE)

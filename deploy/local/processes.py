@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -41,6 +42,8 @@ class Program:
     environment: Mapping[str, str] = field(default_factory=dict)
     # Seconds it may take to end when it is asked to.
     patience: float = 15.0
+    # What it is sent when its supervisor dies, after which nobody would be there to insist.
+    orphaned: signal.Signals = signal.SIGTERM
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +132,7 @@ class Supervised:
         try:
             return await asyncio.create_subprocess_exec(
                 sys.executable,
-                *("-I", "-S", lifeline.__file__, str(os.getpid())),
+                *("-I", "-S", lifeline.__file__, str(os.getpid()), str(int(self.program.orphaned))),
                 *self.program.command,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=descriptor,

@@ -1,5 +1,6 @@
 """What the stack is made of: the command line, environment and log of each process."""
 
+import signal
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -64,7 +65,8 @@ class Programs:
         """Returns the object storage."""
         command = s3.configure(self.layout.s3, self.ports)
         program = self._program(S3, command, s3.environment(self.layout.s3))
-        return replace(program, patience=s3.PATIENCE_SECONDS)
+        # Told to end with nobody to insist, it ends its parts, and lives on without them.
+        return replace(program, patience=s3.PATIENCE_SECONDS, orphaned=signal.SIGKILL)
 
     def service(self, service: str) -> Program:
         """Returns a service of the mesh."""
