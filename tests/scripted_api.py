@@ -1,9 +1,7 @@
 """The API as a test scripts it, and the command line run against it."""
 
-import asyncio
 import json
 import os
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -41,6 +39,7 @@ from grpc_status import rpc_status
 
 from services.shared.errors import BulkheadError
 from services.shared.status import to_status
+from tests.warm_commands import WarmCommands
 
 KEY = "smcp_1t_presented"
 CREATED = datetime(2026, 11, 22, 12, tzinfo=UTC)
@@ -136,19 +135,8 @@ async def bulkhead(
         environment: more variables.
     """
     presented = {"BULKHEAD_KEY": KEY, "BULKHEAD_API": f"127.0.0.1:{port}"} | environment
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-c",
-        PROGRAM,
-        *arguments,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **presented},
-        stdin=asyncio.subprocess.DEVNULL if given is None else asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    async with asyncio.timeout(COMMAND_SECONDS):
-        out, err = await process.communicate(None if given is None else given.encode())
-    return Outcome(process.returncode or 0, out.decode(), err.decode())
+    ended = await WarmCommands.found().run(arguments, {**os.environ, **presented}, given)
+    return Outcome(ended.code, ended.out, ended.err)
 
 
 def time(at: datetime = CREATED) -> Timestamp:
