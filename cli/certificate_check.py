@@ -25,6 +25,12 @@ _SERVICES: Final = frozenset({"app_proxy", "auth", "credentials", "provisioner",
 _TIMES: Final = ("access_revoked_at", "destroyed_at", "verified_gone_at")
 
 
+class _OfAnySize(jws.JWSRegistry):
+    """A certificate names every resource: that of a hundred deployments has half a megabyte."""
+
+    max_payload_length = 64 << 20
+
+
 class BadKeysError(Exception):
     """That is no key set to check with; says why."""
 
@@ -55,9 +61,11 @@ def check(certificate: str, key_set: str) -> Verdict:
     Raises:
         BadKeysError: that is no key set.
     """
-    keys = _keys(key_set)
+    keys, registry = _keys(key_set), _OfAnySize(algorithms=[_ALGORITHM])
     try:
-        header = dict(jws.extract_compact(certificate.strip().encode()).headers())
+        header = dict(
+            jws.extract_compact(certificate.strip().encode(), registry=registry).headers()
+        )
     except (JoseError, ValueError, RecursionError):
         return Verdict(("it is no JWS in compact form",))
     key = keys.get(str(header.get("kid", "")))
@@ -65,7 +73,7 @@ def check(certificate: str, key_set: str) -> Verdict:
     if wrong or key is None:
         return Verdict((wrong,))
     try:
-        signed = jws.deserialize_compact(certificate.strip(), key, algorithms=[_ALGORITHM])
+        signed = jws.deserialize_compact(certificate.strip(), key, registry=registry)
         document = _parsed(signed.payload)
     except (JoseError, ValueError, TypeError, RecursionError):
         return Verdict(("the signature does not hold: it was changed, or another key signed it",))
