@@ -90,6 +90,8 @@ class Step(StrEnum):
     CLOSING = "closing"
     WITHDRAWING = "withdrawing"
     SLEEPING = "sleeping"
+    LOCKING = "locking"
+    UNLOCKING = "unlocking"
     LENDING = "lending"
     OPENING = "opening"
     # Rotating.

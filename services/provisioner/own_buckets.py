@@ -51,6 +51,36 @@ class OwnBuckets:
         await self._driver.ensure(deployment.deployment_id)
         await self._write(deployment, ResourceState.READY, "")
 
+    async def close(self, deployment: Deployment) -> None:
+        """Lets the deployment's credentials open nothing, until `open`; what is in there stays.
+
+        Raises:
+            DriverError: they may open it still; a later try may succeed.
+        """
+        if not deployment.bucket or await self._state(deployment) is ResourceState.LOST:
+            return
+        if self._driver is None:
+            raise DriverError("no object storage is set up")
+        # Written first: whoever looks after buckets leaves one alone that is to be closed.
+        await self._write(deployment, ResourceState.SUSPENDED, "")
+        await self._driver.close(deployment.deployment_id)
+
+    async def open(self, deployment: Deployment) -> None:
+        """Lets the same credentials open the bucket again; one that went meanwhile is lost.
+
+        Raises:
+            DriverError: they do not open it yet; a later try may succeed.
+        """
+        if await self._state(deployment) is not ResourceState.SUSPENDED:
+            return
+        if self._driver is None:
+            raise DriverError("no object storage is set up")
+        if not await self._driver.kept(deployment.deployment_id):
+            await self._write(deployment, ResourceState.LOST, _LOST)
+            return
+        await self._driver.ensure(deployment.deployment_id)
+        await self._write(deployment, ResourceState.READY, "")
+
     async def remove(self, deployment: Deployment) -> None:
         """Leaves no bucket of a deployment that cannot be made.
 

@@ -53,8 +53,8 @@ def plans_of(ground: Ground) -> Plans:
         ),
         deleting=_deleting(ground),
         deleting_tenants=_deleting_tenants(ground),
-        suspending=Suspending(database, routes, loans, driver),
-        resuming=Resuming(database, routes, loans),
+        suspending=Suspending(database, routes, loans, driver, ground.buckets),
+        resuming=Resuming(database, routes, loans, ground.buckets),
         rotating=Rotating(database, routes, driver),
         backing_up=BackingUp(database, driver, ground.backup_files),
     )

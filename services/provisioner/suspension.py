@@ -18,6 +18,8 @@ from services.shared.errors import FailedPreconditionError, NotFoundError, Reaso
 from services.shared.ids import DeploymentId, TenantId
 from services.shared.postgres import Connection, Database
 
+# Nobody gets in when these are taken.
+_SHUT = frozenset({Step.SLEEPING, Step.LOCKING})
 _CAN_BE = frozenset({DeploymentState.READY, DeploymentState.SUSPENDED})
 
 
@@ -169,7 +171,7 @@ async def _supersede(
 
 
 def _is_shut(operation: Operation) -> bool:
-    return operation.state is OperationState.SUCCEEDED or operation.step is Step.SLEEPING
+    return operation.state is OperationState.SUCCEEDED or operation.step in _SHUT
 
 
 def _found(deployment: Deployment | None) -> Deployment:

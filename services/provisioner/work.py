@@ -45,6 +45,8 @@ RESOURCE_OF_STEP: Final[Mapping[Step, ResourceKind]] = MappingProxyType(
         Step.DESTROYING: ResourceKind.DATABASE,
         Step.SLEEPING: ResourceKind.DATABASE,
         Step.BUCKET: ResourceKind.BUCKET,
+        Step.LOCKING: ResourceKind.BUCKET,
+        Step.UNLOCKING: ResourceKind.BUCKET,
         Step.EMPTYING: ResourceKind.BUCKET,
         Step.SHREDDING: ResourceKind.SECRETS,
         Step.DISCARDING: ResourceKind.BACKUPS,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 
 from services.provisioner.drivers.bucket_protocol import BucketDriver
 from services.provisioner.drivers.protocol import DriverError
@@ -130,6 +131,30 @@ async def begin_upload(client: Any, bucket: str) -> None:
         PartNumber=1,
         Body=bytes(5 << 20),
     )
+
+
+@pytest.mark.promise("P-07")
+async def test_one_that_is_closed_keeps_what_is_in_it_and_opens_again(
+    kind: Kind, made: DeploymentId
+) -> None:
+    access = kind.driver.access(made)
+    await put(kind.administrator, access.bucket, "a")
+    for _ in range(2):
+        await kind.driver.close(made)
+    assert await kind.driver.kept(made)
+    assert not await kind.driver.exists(made)
+    async with s3_client(access) as own:
+        with pytest.raises(ClientError):
+            await own.get_object(Bucket=access.bucket, Key="a")
+        await kind.driver.ensure(made)
+        got = await own.get_object(Bucket=access.bucket, Key="a")
+        assert await got["Body"].read()
+
+
+async def test_one_that_was_never_made_can_be_closed(kind: Kind) -> None:
+    deployment = new_deployment_id()
+    await kind.driver.close(deployment)
+    assert await gone(kind, deployment)
 
 
 async def test_what_is_gone_can_be_destroyed_again(kind: Kind, made: DeploymentId) -> None:

@@ -116,6 +116,33 @@ async def test_a_program_works_with_its_bucket_until_its_deployment_is_deleted(
 
 
 @pytest.mark.promise("P-07")
+async def test_the_bucket_of_a_suspended_deployment_is_shut_to_what_was_given_out_before(
+    mesh_with_buckets: Mesh, customer: Customer, made: pb2.Deployment
+) -> None:
+    here = {"deployment_id": made.deployment_id}
+    stub = mesh_with_buckets.stub(ProvisionerServiceStub, "provisioner")
+    found = await environment(mesh_with_buckets, customer, made.deployment_id)
+    async with own_client(found) as (client, bucket):
+        await client.put_object(Bucket=bucket, Key="key", Body=CONTENT)
+        suspended = await stub.SuspendDeployment(
+            pb2.SuspendDeploymentRequest(**here), metadata=bearer(customer.key)
+        )
+        await mesh_with_buckets.finished(customer, suspended.operation.operation_id)
+        with pytest.raises(ClientError):
+            await client.get_object(Bucket=bucket, Key="key")
+        resource = await bucket_of(mesh_with_buckets, customer, made.deployment_id)
+        assert resource.state == pb2.RESOURCE_STATE_SUSPENDED
+        resumed = await stub.ResumeDeployment(
+            pb2.ResumeDeploymentRequest(**here), metadata=bearer(customer.key)
+        )
+        await mesh_with_buckets.finished(customer, resumed.operation.operation_id)
+        got = await client.get_object(Bucket=bucket, Key="key")
+        assert await got["Body"].read() == CONTENT
+    resource = await bucket_of(mesh_with_buckets, customer, made.deployment_id)
+    assert resource.state == pb2.RESOURCE_STATE_READY
+
+
+@pytest.mark.promise("P-07")
 async def test_a_bucket_removed_by_hand_is_lost_and_not_made_anew(
     mesh_with_buckets: Mesh,
     customer: Customer,

@@ -39,6 +39,14 @@ class BucketDriver(Protocol):
         """Whether the bucket itself is there, whoever may open it; changes nothing."""
         ...
 
+    async def close(self, deployment: DeploymentId) -> None:
+        """Returns once the deployment's credentials open nothing; what is in its bucket stays.
+
+        `ensure` opens it again, by the same credentials. Idempotent; without a bucket there is
+        nothing to close.
+        """
+        ...
+
     async def destroy(self, deployment: DeploymentId) -> int:
         """Returns how many objects went; nothing of the bucket or its identity is left.
 

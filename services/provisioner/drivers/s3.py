@@ -68,11 +68,16 @@ class S3Driver:
         """Whether the bucket is there."""
         return await self._there(self._name(deployment))
 
-    async def destroy(self, deployment: DeploymentId) -> int:
-        """Ends access first, then empties the bucket and removes it."""
+    async def close(self, deployment: DeploymentId) -> None:
+        """Takes the identity away, and sees that the bucket opens for it no more."""
         access = self.access(deployment)
         await self._identities.revoke(access.bucket)
         await self._until(access, opened=False)
+
+    async def destroy(self, deployment: DeploymentId) -> int:
+        """Ends access first, then empties the bucket and removes it."""
+        await self.close(deployment)
+        access = self.access(deployment)
         await s3_objects.abort_uploads(self._client, access.bucket)
         removed = await s3_objects.remove_objects(self._client, access.bucket)
         with s3_errors(access.bucket, s3_objects.NO_BUCKET):

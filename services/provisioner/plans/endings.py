@@ -157,12 +157,13 @@ class BucketEnding:
     def __init__(self, driver: BucketDriver | None) -> None:
         self._driver = driver
 
-    async def close(self, work: Work) -> bool:  # noqa: ARG002 the same for each
-        """Does nothing: its credentials end with it, before the first object goes."""
-        return False
+    async def close(self, work: Work) -> bool:
+        """Ends the credentials."""
+        await self._storage.close(work.deployment.deployment_id)
+        return True
 
     async def destroy(self, work: Work) -> Mapping[str, Any]:
-        """Ends the credentials, then removes every object with all its versions."""
+        """Removes every object with all its versions."""
         objects = await self._storage.destroy(work.deployment.deployment_id)
         return {"objects": objects, "checked": "no bucket and no identity is left"}
 

@@ -13,6 +13,7 @@ from services.provisioner.domain import (
     Step,
 )
 from services.provisioner.drivers.protocol import DatabaseDriver
+from services.provisioner.own_buckets import OwnBuckets
 from services.provisioner.plans.progress import Progress
 from services.provisioner.ports import Loans, Routes
 from services.provisioner.work import Action, SupersededError, Work, rest
@@ -23,11 +24,17 @@ class Suspending:
     """The plan of `OperationKind.SUSPEND`: nobody gets in, nothing gets out, nothing is lost."""
 
     def __init__(
-        self, database: Database, routes: Routes, loans: Loans, driver: DatabaseDriver
+        self,
+        database: Database,
+        routes: Routes,
+        loans: Loans,
+        driver: DatabaseDriver,
+        buckets: OwnBuckets,
     ) -> None:
         self._routes = routes
         self._loans = loans
         self._driver = driver
+        self._buckets = buckets
         self._progress = Progress(database)
 
     def steps(self, operation: Operation) -> Sequence[tuple[Step, Action]]:
@@ -35,6 +42,7 @@ class Suspending:
         plan: Sequence[tuple[Step, Action]] = (
             *self.first_steps(),
             (Step.SLEEPING, self._sleep),
+            (Step.LOCKING, self._lock),
         )
         return rest(plan, operation.step)
 
@@ -61,6 +69,10 @@ class Suspending:
             await self._driver.sleep(work.deployment.deployment_id)
             await self._suspended(work.deployment, ResourceKind.DATABASE)
 
+    async def _lock(self, work: Work) -> None:
+        """Closes the bucket to credentials that were given out before."""
+        await self._buckets.close(work.deployment)
+
     async def _suspended(self, deployment: Deployment, kind: ResourceKind) -> None:
         await self._progress.put(deployment, ResourceState.SUSPENDED, kind)
 
@@ -68,15 +80,23 @@ class Suspending:
 class Resuming:
     """The plan of `OperationKind.RESUME`: all is as it was; the database wakes when it is used."""
 
-    def __init__(self, database: Database, routes: Routes, loans: Loans) -> None:
+    def __init__(
+        self, database: Database, routes: Routes, loans: Loans, buckets: OwnBuckets
+    ) -> None:
         self._database = database
         self._routes = routes
         self._loans = loans
+        self._buckets = buckets
         self._progress = Progress(database)
 
     def steps(self, operation: Operation) -> Sequence[tuple[Step, Action]]:
         """Returns what is still to be done; see `work.Plan`."""
-        return rest(((Step.LENDING, self._lend), (Step.OPENING, self._open)), operation.step)
+        plan: Sequence[tuple[Step, Action]] = (
+            (Step.LENDING, self._lend),
+            (Step.UNLOCKING, self._unlock),
+            (Step.OPENING, self._open),
+        )
+        return rest(plan, operation.step)
 
     async def give_up(self, work: Work) -> None:
         """Does nothing: asking again begins anew."""
@@ -85,6 +105,10 @@ class Resuming:
         """Lets be vended again."""
         await self._loans.resume(work.bearer, work.deployment.deployment_id)
         await self._progress.ready(work.deployment, ResourceKind.LOANS)
+
+    async def _unlock(self, work: Work) -> None:
+        """Lets the credentials open the bucket again."""
+        await self._buckets.open(work.deployment)
 
     async def _open(self, work: Work) -> None:
         """Lets the host serve again, and the database be woken before it does."""
