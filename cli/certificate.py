@@ -139,7 +139,8 @@ def _told(verdict: "Verdict") -> str:
     lines = [
         f"verified: {found['sub']} is deleted, and nothing is left of it",
         f"requested  {found['requested_at']}",
-        f"cut off    {found['access_revoked_at']}",
+        f"cut off    {found['cut_off_at']}: keys and hosts",
+        f"shut       {found['access_revoked_at']}: whatever else opened something",
         f"certified  {found['issued_at']}, by the key {verdict.key_id}",
         f"resources  {len(resources)}, each destroyed and looked after",
     ]

@@ -1,13 +1,15 @@
 """What a certificate of deletion says (P-39); `docs/decisions/0015-deletion-certificates.md`."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from services.provisioner.domain import Operation, Resource
+from services.provisioner.domain import Operation, Resource, ResourceKind
 from services.shared.ids import OperationId, TenantId
 
 VERSION: Final = 1
+# Whose end is awaited by the call that asks for a deletion.
+_CUT_OFF: Final = frozenset({ResourceKind.KEYS, ResourceKind.ROUTE})
 # What a deletion leaves, in words for whoever reads the certificate.
 _LOGS: Final = {
     "what": "logs and backups of the platform itself",
@@ -38,6 +40,7 @@ def of_deployment(
         "sub": operation.deployment_id,
         "kind": "deployment",
         "requested_at": moment(operation.create_time),
+        "cut_off_at": moment(_latest(resources, _CUT_OFF)),
         "access_revoked_at": moment(_latest(resources)),
         "resources": [of_resource(each) for each in resources],
         "retained": [_CERTIFICATE, _LOGS],
@@ -58,7 +61,11 @@ def of_tenant(
         "sub": tenant,
         "kind": "tenant",
         "requested_at": moment(requested),
-        "access_revoked_at": evidence["access_revoked_at"],
+        "cut_off_at": evidence["cut_off_at"],
+        # All in one form, so that the last one is the greatest text.
+        "access_revoked_at": max(
+            [evidence["cut_off_at"], *(each["access_revoked_at"] for each in evidence["resources"])]
+        ),
         "deployments_deleted_before": evidence["deployments_deleted_before"],
         "resources": evidence["resources"],
         "services": evidence["services"],
@@ -101,5 +108,12 @@ def _head(
     }
 
 
-def _latest(resources: Iterable[Resource]) -> datetime:
-    return max(each.access_revoked_time for each in resources if each.access_revoked_time)
+def _latest(
+    resources: Iterable[Resource], kinds: Container[ResourceKind] = frozenset(ResourceKind)
+) -> datetime:
+    """Returns when access to the last of these kinds had ended."""
+    return max(
+        each.access_revoked_time
+        for each in resources
+        if each.access_revoked_time and each.kind in kinds
+    )

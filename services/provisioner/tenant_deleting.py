@@ -183,7 +183,7 @@ class TenantDeleting:
             await deletion_store.revoke_access(connection, job.tenant, kinds)
             now = await certificate_store.now(connection)
         return {
-            "access_revoked_at": moment(now),
+            "cut_off_at": moment(now),
             "closing": closing,
             "services": {"app_proxy": routes},
         }

@@ -175,6 +175,8 @@ INCOMPLETE: dict[str, Callable[[dict[str, Any]], object]] = {
     "gone-after-it-was-issued": lambda d: d["resources"][0].update(
         verified_gone_at="2999-01-01T00:00:00Z"
     ),
+    "shut-before-it-was-cut-off": lambda d: d.update(access_revoked_at=d["requested_at"]),
+    "never-cut-off": lambda d: d.pop("cut_off_at"),
     "a-time-without-a-zone": lambda d: d["resources"][0].update(destroyed_at="2026-01-01T00:00:00"),
     "a-resource-left-out": lambda d: d["resources"].pop(),
     "a-resource-twice": lambda d: d["resources"].append(d["resources"][0]),

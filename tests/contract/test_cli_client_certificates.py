@@ -29,6 +29,7 @@ DOCUMENT: dict[str, Any] = {
     "sub": DEPLOYMENT,
     "kind": "deployment",
     "requested_at": "2026-11-22T12:00:00Z",
+    "cut_off_at": "2026-11-22T12:00:01Z",
     "access_revoked_at": "2026-11-22T12:00:01Z",
     "resources": [
         {"deployment_id": DEPLOYMENT, "kind": kind, "details": {}, **TIMES}

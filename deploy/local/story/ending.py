@@ -85,10 +85,11 @@ def _show(scene: Scene, said: Mapping[str, Any]) -> None:
     began = datetime.fromisoformat(said["requested_at"])
     stage.say(f"It says of {said['sub']}, in seconds after the request:")
     stage.rows(
-        ("requested", "keys and hosts cut off", "certified"),
+        ("requested", "keys and hosts cut off", "all shut", "certified"),
         [
             (
                 said["requested_at"],
+                _after(began, said["cut_off_at"]),
                 _after(began, said["access_revoked_at"]),
                 _after(began, said["issued_at"]),
             )
