@@ -26,7 +26,7 @@ up: $(READY) ## Start the embedded stack in .bulkhead/ and stay in the foregroun
 	@$(BIN)/bulkhead up
 
 test: $(READY) ## Run every test
-	@$(BIN)/python -m pytest -n 3 --dist loadfile
+	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY) ## Formatting, style, types, import rules and contracts
 	$(BIN)/ruff format --check .

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +23,7 @@ from tests.provider_double import ProviderDouble, running_provider
 from tests.providers import AT_DOOR, OWN_REDIRECT, catalogue_settings
 from tests.readable_valkey import readable_valkey
 from tests.s3 import Storage
+from tests.scheduling import OneStackScheduling, rank
 
 _SHARES, _PORTS = 4, 2_500
 
@@ -35,6 +37,17 @@ def pytest_configure(config: pytest.Config) -> None:
     number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % _SHARES
     first = 10_000 + number * _PORTS
     os.environ[RANGE_VARIABLE] = f"{first}-{first + _PORTS - 1}"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneStackScheduling | None:
+    """Returns what hands out tests for `--dist loadfile`."""
+    return OneStackScheduling(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts first what takes long."""
+    items.sort(key=lambda item: rank(item.nodeid.split("::")[0]))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -34,7 +34,8 @@ async def exported() -> AsyncIterator[Exports]:
         yield running
 
 
-@pytest.fixture(scope="session")
+# Ended with the last test that may use it: at rest as well it takes much of a machine's time.
+@pytest.fixture(scope="package")
 async def stack(
     tmp_path_factory: pytest.TempPathFactory,
     edge_port: int,
