@@ -22,7 +22,7 @@ async def test_up_says_where_everything_is_and_keeps_the_operators_key_private(
     assert stack.operator_key_file.stat().st_mode & 0o777 == 0o600
     names = {each["name"] for each in (await stack.status())["processes"]}
     services = {"auth", "ratelimit", "credentials", "provisioner", "app_proxy"}
-    assert names == {"postgres", "valkey", "edge", *services}
+    assert names == {"postgres", "valkey", "s3", "edge", *services}
 
 
 @pytest.mark.promise("P-01")
