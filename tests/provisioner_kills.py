@@ -3,7 +3,7 @@
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,7 +20,7 @@ from services.provisioner.plans.rotating import Rotating
 from services.provisioner.plans.suspending import Resuming, Suspending
 from services.provisioner.settings import Settings
 from services.provisioner.tenant_deleting import TenantDeleting
-from services.provisioner.work import Moment
+from services.provisioner.work import Moment, Plan
 from services.shared.ids import DeploymentId, OperationId, TenantId
 from tests.contracts import ROOT
 
@@ -28,12 +28,13 @@ ARMED: Final = "armed"
 DIED: Final = "died"
 HELD: Final = "held"
 TWICE: Final = "twice"
-PATIENCE_SECONDS: Final = 60.0
+# For twenty deaths in a row on a machine with much else to do.
+PATIENCE_SECONDS: Final = 240.0
 _PAUSE_SECONDS: Final = 0.03
 
 # The plan of each kind, and the step that it begins with; what is made of nothing has no steps
 # but its own.
-_PLANS: Final = {
+_PLANS: Final[Mapping[OperationKind, tuple[type[Plan], Step]]] = {
     OperationKind.CREATE: (Making, Step.REGISTERING),
     OperationKind.DELETE: (Deleting, Step.RETIRING),
     OperationKind.SUSPEND: (Suspending, Step.CLOSING),
@@ -74,7 +75,7 @@ def steps_of(kind: OperationKind) -> Sequence[Step]:
         message="",
         create_time=datetime.now(UTC),
     )
-    return [step for step, _ in plan.__new__(plan).steps(operation)]
+    return [step for step, _ in object.__new__(plan).steps(operation)]
 
 
 def boundaries_of(kind: OperationKind) -> list[str]:
@@ -129,10 +130,25 @@ async def provisioner(settings: Settings, kills: Kills) -> AsyncIterator[None]:
             stderr=written,
         )
     try:
+        await _accepting(settings)
         yield
     finally:
         process.terminate()
         assert await process.wait() == 0, log.read_text()[-4_000:]
+
+
+async def _accepting(settings: Settings) -> None:
+    """Returns when somebody listens where it is to listen."""
+    host, _, port = settings.listen.rpartition(":")
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while True:
+            try:
+                _, writer = await asyncio.open_connection(host, int(port))
+            except OSError:
+                await asyncio.sleep(_PAUSE_SECONDS)
+            else:
+                writer.close()
+                return
 
 
 def _environment(settings: Settings) -> dict[str, str]:
