@@ -15,6 +15,13 @@ _LOGS: Final = {
     "what": "logs and backups of the platform itself",
     "why": "they name ids, never content or secrets, and end with their own retention",
 }
+_STORES: Final = {
+    "what": (
+        "files of the platform's own stores: deleted rows until they are vacuumed, write-ahead and"
+        " append-only logs, and in the object storage's files the credentials of deleted buckets"
+    ),
+    "why": "the stores reuse their files in their own time; what is left there opens nothing",
+}
 _CERTIFICATE: Final = {
     "what": (
         "the deployment's ids, name, host and times, what was done with it, and this certificate,"
@@ -43,7 +50,7 @@ def of_deployment(
         "cut_off_at": moment(_latest(resources, _CUT_OFF)),
         "access_revoked_at": moment(_latest(resources)),
         "resources": [of_resource(each) for each in resources],
-        "retained": [_CERTIFICATE, _LOGS],
+        "retained": [_CERTIFICATE, _LOGS, _STORES],
     }
 
 
@@ -70,7 +77,7 @@ def of_tenant(
         "resources": evidence["resources"],
         "services": evidence["services"],
         "unrevoked_grants": evidence["unrevoked_grants"],
-        "retained": [_TOMBSTONE, _LOGS],
+        "retained": [_TOMBSTONE, _LOGS, _STORES],
     }
 
 
