@@ -15,7 +15,7 @@ from services.app_proxy.database.pools import Pools, open_pools
 from services.app_proxy.database.results import Caps
 from services.app_proxy.database.roles import Address, Role
 from services.app_proxy.database.sessions import PoolLimits
-from services.shared.errors import FailedPreconditionError, Reason
+from services.shared.errors import FailedPreconditionError, Reason, UnavailableError
 from services.shared.ids import DeploymentId, new_deployment_id, random_text
 from tests.ratelimit_replicas import until
 
@@ -34,12 +34,15 @@ class Rotating:
     asked: int = 0
     wrong: list[str] = field(default_factory=list)
     suspended: bool = False
+    away: bool = False
 
     def login(self, role: Role, generation: int) -> str:
         return f"{role.value}_{self.tag}_{'b' if generation % 2 == 0 else 'a'}"
 
     async def address(self, key: str, role: Role) -> Address:
         self.asked += 1
+        if self.away:
+            raise UnavailableError("provisioner is away")
         if self.suspended:
             raise FailedPreconditionError(
                 "the deployment is suspended", Reason.DEPLOYMENT_SUSPENDED
@@ -264,3 +267,17 @@ async def test_a_suspended_database_is_said_to_be_so(setting: Setting) -> None:
     with pytest.raises(FailedPreconditionError) as caught:
         await setting.run("SELECT 1 AS x", 1, Role.READER)
     assert caught.value.reason is Reason.DEPLOYMENT_SUSPENDED
+
+
+@pytest.mark.promise("P-02")
+async def test_the_login_of_before_is_used_while_nobody_can_say_what_the_new_one_is(
+    setting: Setting,
+) -> None:
+    before, after = (setting.server.login(Role.WRITER, generation) for generation in (1, 2))
+    assert (await setting.who(1))[0] == before
+    setting.server.generation, setting.server.away = 2, True
+    logins = await asyncio.gather(*(setting.who(2) for _ in range(4)))
+    assert {login for login, _ in logins} == {before}
+    setting.server.away = False
+    assert (await setting.who(2))[0] == after
+    assert setting.pools.open_count == 1
