@@ -211,6 +211,20 @@ async def test_the_writers_connection_needs_the_scope_to_write(
         await provisioner.GetDatabaseConnection(writing, metadata=bearer(full.key))
 
 
+async def test_a_database_is_woken_by_its_tenant_and_by_its_own_deployment(
+    mesh: Mesh, provisioner: ProvisionerServiceStub, customer: Customer, ready: pb2.Deployment
+) -> None:
+    named = pb2.WakeDatabaseRequest(deployment_id=ready.deployment_id)
+    await provisioner.WakeDatabase(named, metadata=bearer(customer.key))
+    own = await mesh.key(customer, ready.deployment_id)
+    await provisioner.WakeDatabase(pb2.WakeDatabaseRequest(), metadata=bearer(own.key))
+    other = await mesh.customer()
+    with expect_refused("NOT_FOUND", "RESOURCE_NOT_FOUND"):
+        await provisioner.WakeDatabase(named, metadata=bearer(other.key))
+    with expect_refused("INVALID_ARGUMENT", "FIELD_INVALID", field="deployment_id"):
+        await provisioner.WakeDatabase(pb2.WakeDatabaseRequest(), metadata=bearer(customer.key))
+
+
 async def test_a_deployment_without_a_database_has_no_connection(
     mesh: Mesh, provisioner: ProvisionerServiceStub, customer: Customer
 ) -> None:
