@@ -194,6 +194,36 @@ async def test_nothing_is_added_beyond_the_quota(stored: Stored, connect: Connec
     assert await stored.used() < held + NOTHING_BYTES
 
 
+# What EXPLAIN carries out fires no event trigger.
+EXPLAINED = {
+    "a table": "EXPLAIN ANALYZE CREATE TABLE fresh AS TABLE kept",
+    "a table beside the log": "EXPLAIN ANALYZE CREATE UNLOGGED TABLE fresh AS TABLE kept",
+    "a temporary table": "EXPLAIN ANALYZE CREATE TEMP TABLE fresh AS TABLE kept",
+    "a materialized view": "EXPLAIN ANALYZE CREATE MATERIALIZED VIEW fresh AS TABLE kept",
+    "select into": "EXPLAIN ANALYZE SELECT * INTO fresh FROM kept",
+    "prepared": "PREPARE p AS TABLE kept; EXPLAIN ANALYZE CREATE TABLE fresh AS EXECUTE p",
+    "prepared, not explained": "PREPARE q AS TABLE kept; CREATE TABLE fresh AS EXECUTE q",
+    "rows": "EXPLAIN ANALYZE INSERT INTO spared VALUES (1)",
+    "prepared rows": "PREPARE r AS INSERT INTO spared VALUES (1); EXPLAIN ANALYZE EXECUTE r",
+    "without a role": "SET ROLE NONE; EXPLAIN ANALYZE CREATE TABLE fresh AS TABLE kept",
+    "in a function": "DO $$ BEGIN EXPLAIN ANALYZE CREATE TABLE fresh AS TABLE kept; END $$",
+}
+
+
+@pytest.mark.promise("P-03")
+async def test_nothing_is_added_by_explaining_how(stored: Stored, connect: Connect) -> None:
+    held = await stored.fill()
+    session = await connect()
+    for way, sql in EXPLAINED.items():
+        with pytest.raises((asyncpg.DiskFullError, asyncpg.InsufficientPrivilegeError)):
+            raise AssertionError(f"{way}: {await session.execute(sql)}")
+    assert await session.fetchval("SELECT to_regclass('fresh')") is None
+    assert await stored.used() < held + NOTHING_BYTES
+    await stored.allow(QUOTA_BYTES)
+    await session.execute(f"SET ROLE writer; {EXPLAINED['a temporary table']}; DROP TABLE fresh")
+    await session.execute(f"{EXPLAINED['a table']}; DROP TABLE fresh")
+
+
 @pytest.mark.promise("P-03")
 @pytest.mark.parametrize(
     "way", ["lo_create(0)", "lo_from_bytea(0, 'x')", "lo_put(1, 0, 'x')", "lo_truncate(0, 9)"]

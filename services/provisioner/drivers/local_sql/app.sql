@@ -1,5 +1,6 @@
 -- In the database `app`. The writer owns what it makes in the schema `public`, and the reader may
--- read that. Nobody but the superuser may make schemas, extensions or languages. Large objects and
+-- read that; also what a login of the writer's made without its role, and EXPLAIN for it, before it is
+-- handed over. Nobody but the superuser may make schemas, extensions or languages. Large objects and
 -- WAL messages would let the reader write, so they are the writer's alone, or nobody's.
 REVOKE ALL ON SCHEMA public FROM PUBLIC;
 
@@ -7,9 +8,9 @@ GRANT USAGE ON SCHEMA public TO reader;
 
 GRANT USAGE, CREATE ON SCHEMA public TO writer;
 
-ALTER DEFAULT PRIVILEGES FOR ROLE writer GRANT SELECT ON TABLES TO reader;
+ALTER DEFAULT PRIVILEGES FOR ROLE writer, writer_a, writer_b GRANT SELECT ON TABLES TO reader;
 
-ALTER DEFAULT PRIVILEGES FOR ROLE writer GRANT SELECT ON SEQUENCES TO reader;
+ALTER DEFAULT PRIVILEGES FOR ROLE writer, writer_a, writer_b GRANT SELECT ON SEQUENCES TO reader;
 
 REVOKE EXECUTE ON FUNCTION lo_creat(integer), lo_create(oid), lo_from_bytea(oid, bytea),
     lo_put(oid, bigint, bytea), lowrite(integer, bytea), lo_truncate(integer, integer),

@@ -239,6 +239,24 @@ $$;
 
 REVOKE ALL ON FUNCTION bulkhead.measure() FROM PUBLIC;
 
+-- Whether no round has anything to do since `since`, when `written` was where the WAL ended: nobody
+-- has written anything, no password or default of a role is changed without that, and every session
+-- that is there did nothing and was looked at then. Who is still coming in is seen the next time.
+CREATE FUNCTION bulkhead.is_quiet(since timestamptz, written pg_lsn) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+BEGIN
+    RETURN pg_current_wal_insert_lsn() = written
+        AND NOT EXISTS (SELECT FROM bulkhead.usurped)
+        AND NOT EXISTS (SELECT FROM bulkhead.condemned)
+        AND NOT EXISTS (
+            SELECT FROM pg_stat_get_activity(NULL)
+            WHERE usesysid IS DISTINCT FROM (SELECT oid FROM pg_roles WHERE rolname = session_user)
+                AND backend_type IN ('client backend', 'autovacuum worker')
+                AND (state IS DISTINCT FROM 'idle' OR state_change >= since)
+        );
+END
+$$;
+
 -- Returns who was told to end for longer than `patience` ago and is still there: C code that never
 -- looks whether it should end. Only a signal that nobody can ignore ends that.
 CREATE FUNCTION bulkhead.survivors(patience interval) RETURNS SETOF integer LANGUAGE sql
@@ -251,11 +269,13 @@ $$;
 
 REVOKE ALL ON FUNCTION bulkhead.end_overlong(interval), bulkhead.end_overlong_upkeep(interval),
     bulkhead.undo_passwords(timestamptz), bulkhead.end_usurpers(), bulkhead.undo_defaults(),
-    bulkhead.end_hoarders(), bulkhead.see(), bulkhead.survivors(interval) FROM PUBLIC;
+    bulkhead.end_hoarders(), bulkhead.see(), bulkhead.is_quiet(timestamptz, pg_lsn),
+    bulkhead.survivors(interval) FROM PUBLIC;
 
 GRANT EXECUTE ON FUNCTION bulkhead.end_overlong(interval), bulkhead.end_overlong_upkeep(interval),
     bulkhead.undo_passwords(timestamptz), bulkhead.end_usurpers(), bulkhead.undo_defaults(),
-    bulkhead.end_hoarders(), bulkhead.see(), bulkhead.survivors(interval) TO guard;
+    bulkhead.end_hoarders(), bulkhead.see(), bulkhead.is_quiet(timestamptz, pg_lsn),
+    bulkhead.survivors(interval) TO guard;
 
 -- Its notices are orders to the shell that it is called from.
 CREATE PROCEDURE bulkhead.watch(cap interval, pause interval) LANGUAGE plpgsql AS $$
@@ -263,6 +283,7 @@ DECLARE
     patience interval := current_setting('bulkhead.patience');
     stood timestamptz := '-infinity';
     begun timestamptz;
+    written pg_lsn;
     survivor integer;
 BEGIN
     -- The newest guard is the one that stays.
@@ -272,27 +293,34 @@ BEGIN
     COMMIT;
     RAISE NOTICE 'watching';
     LOOP
-        PERFORM bulkhead.end_overlong(cap);
-        COMMIT;
-        PERFORM bulkhead.end_overlong_upkeep(cap);
-        COMMIT;
-        begun := clock_timestamp();
-        IF bulkhead.undo_passwords(stood) THEN
-            stood := begun;
+        -- A round that finds nothing to do costs a tenth of a whole one. One comes in any case from
+        -- time to time.
+        IF begun > clock_timestamp() - 10 * pause AND bulkhead.is_quiet(begun, written) THEN
+            COMMIT;
+        ELSE
+            begun := clock_timestamp();
+            written := pg_current_wal_insert_lsn();
+            PERFORM bulkhead.end_overlong(cap);
+            COMMIT;
+            PERFORM bulkhead.end_overlong_upkeep(cap);
+            COMMIT;
+            IF bulkhead.undo_passwords(stood) THEN
+                stood := begun;
+            END IF;
+            COMMIT;
+            PERFORM bulkhead.end_usurpers();
+            COMMIT;
+            PERFORM bulkhead.undo_defaults();
+            COMMIT;
+            PERFORM bulkhead.end_hoarders();
+            COMMIT;
+            PERFORM bulkhead.see();
+            COMMIT;
+            FOR survivor IN SELECT bulkhead.survivors(patience) LOOP
+                RAISE NOTICE 'kill %', survivor;
+            END LOOP;
+            COMMIT;
         END IF;
-        COMMIT;
-        PERFORM bulkhead.end_usurpers();
-        COMMIT;
-        PERFORM bulkhead.undo_defaults();
-        COMMIT;
-        PERFORM bulkhead.end_hoarders();
-        COMMIT;
-        PERFORM bulkhead.see();
-        COMMIT;
-        FOR survivor IN SELECT bulkhead.survivors(patience) LOOP
-            RAISE NOTICE 'kill %', survivor;
-        END LOOP;
-        COMMIT;
         PERFORM pg_sleep_for(pause);
         COMMIT;
     END LOOP;

@@ -167,6 +167,22 @@ BEGIN
 END
 $$;
 
+-- What EXPLAIN carries out fires no event trigger: CREATE TABLE AS, and the like. Nobody but the writer
+-- may create anything, in no schema but this, and nobody but the superuser may let it do so again.
+CREATE FUNCTION bulkhead.allow_tables(allow boolean) RETURNS void LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    change text := CASE WHEN allow THEN 'GRANT %s TO writer' ELSE 'REVOKE %s FROM writer' END;
+BEGIN
+    IF has_schema_privilege('writer', 'public', 'CREATE') <> allow THEN
+        EXECUTE format(change, 'CREATE ON SCHEMA public');
+    END IF;
+    IF has_database_privilege('writer', current_database(), 'TEMPORARY') <> allow THEN
+        EXECUTE format(change, format('TEMPORARY ON DATABASE %I', current_database()));
+    END IF;
+END
+$$;
+
 -- Ends what was being added when the quota was passed, and sessions with temporary tables. When
 -- `grew`, also whatever writes in ways that nothing here refuses; only VACUUM FULL may need more room
 -- to need less.
@@ -229,6 +245,7 @@ BEGIN
         IF (SELECT last_value FROM bulkhead.refusing) = 0 THEN
             PERFORM setval('bulkhead.refusing', bulkhead.now_microseconds());
         END IF;
+        PERFORM bulkhead.allow_tables(false);
         PERFORM bulkhead.allow_large_objects(false);
         pending := bulkhead.close_tables(100);
         PERFORM bulkhead.end_additions(room < -32 * 1024 * 1024 AND used > coalesce(before, used));
@@ -237,19 +254,22 @@ BEGIN
         IF (SELECT last_value FROM bulkhead.refusing) > 0 THEN
             PERFORM setval('bulkhead.refusing', 0);
         END IF;
+        PERFORM bulkhead.allow_tables(true);
         PERFORM bulkhead.allow_large_objects(true);
         pending := bulkhead.open_tables(100);
     END IF;
 END
 $$;
 
--- Large objects are made without anything that we could see, by whoever makes them.
+-- Large objects, and what EXPLAIN makes, are made without anything that we could see, by whoever makes
+-- them. What a login has as its own by default is nothing that it made.
 CREATE FUNCTION bulkhead.hand_over() RETURNS void LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp SET lock_timeout = '50ms' AS $$
 BEGIN
     IF EXISTS (
         SELECT FROM pg_shdepend JOIN pg_roles ON pg_roles.oid = refobjid
         WHERE deptype = 'o' AND bulkhead.is_login(rolname) AND refclassid = 'pg_authid'::regclass
+            AND classid <> 'pg_default_acl'::regclass
             AND dbid = (SELECT oid FROM pg_database WHERE datname = current_database())
     ) THEN
         REASSIGN OWNED BY reader_a, reader_b, writer_a, writer_b TO writer;
