@@ -24,10 +24,22 @@ _TAKES_OVER = frozenset(
         *("RES_OPTIONS", "LOCALDOMAIN", "RESOLV_HOST_CONF", "TZDIR"),
         *("CLASSPATH", "JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "_JAVA_OPTIONS"),
         *("NODE_OPTIONS", "NODE_PATH", "RUBYLIB", "RUBYOPT", "PHPRC", "PHP_INI_SCAN_DIR"),
+        *("GEM_HOME", "GEM_PATH", "BUNDLE_GEMFILE", "MONO_PATH", "DOTNET_STARTUP_HOOKS"),
+        *("ERL_FLAGS", "ERL_AFLAGS", "ERL_ZFLAGS", "ERL_LIBS", "ELIXIR_ERL_OPTIONS"),
         *("OPENSSL_CONF", "OPENSSL_ENGINES", "OPENSSL_MODULES"),
+        *("GTK_MODULES", "GTK_PATH", "GIO_EXTRA_MODULES", "QT_PLUGIN_PATH"),
+        *("SHELL", "EDITOR", "VISUAL", "PAGER", "MANPAGER", "BROWSER", "LESSOPEN", "LESSCLOSE"),
+        # Not all that begin with GIT_: programs keep tokens for its servers under such names.
+        *("GIT_EDITOR", "GIT_SEQUENCE_EDITOR", "GIT_PAGER", "GIT_EXEC_PATH", "GIT_EXTERNAL_DIFF"),
+        *("GIT_DIR", "GIT_TEMPLATE_DIR", "GIT_PROXY_COMMAND", "GIT_SSH", "GIT_SSH_COMMAND"),
     }
 )
-_TAKE_OVER_BEGINNINGS = ("BASH_FUNC_", "DYLD_", "LD_", "LUA_", "MALLOC_", "PERL5", "PYTHON")
+_TAKE_OVER_BEGINNINGS = (
+    *("BASH_FUNC_", "CORECLR_", "COR_ENABLE_PROFILING", "COR_PROFILER", "DYLD_", "GIT_CONFIG"),
+    *("LD_", "LUA_", "MALLOC_", "NPM_CONFIG_", "PERL5", "PYTHON", "R_PROFILE"),
+)
+# What asks for a password: Git's, SSH's, sudo's.
+_TAKE_OVER_ENDINGS = ("_ASKPASS",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +81,17 @@ def checked_name(name: str) -> str:
     upper = name.upper()
     if upper.startswith(OWN_PREFIX):
         raise InvalidFieldError("name", f"must not begin with {OWN_PREFIX}")
-    if upper in _TAKES_OVER or upper.startswith(_TAKE_OVER_BEGINNINGS):
+    if _takes_over(upper):
         raise InvalidFieldError("name", "is a variable that tells programs what to run")
     return name
+
+
+def _takes_over(upper: str) -> bool:
+    return (
+        upper in _TAKES_OVER
+        or upper.startswith(_TAKE_OVER_BEGINNINGS)
+        or upper.endswith(_TAKE_OVER_ENDINGS)
+    )
 
 
 def checked_value(value: str) -> str:

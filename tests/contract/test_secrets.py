@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from services.provisioner.secret_rules import checked_name
 from services.provisioner.settings import Settings
 from services.shared.postgres import connect
 from tests.canaries import canary
@@ -130,6 +131,9 @@ async def test_a_secret_may_be_as_long_as_is_said(owner: Owner) -> None:
         *("BULKHEAD_", "BULKHEAD_DATABASE_URL", "bulkhead_host"),
         *("PATH", "path", "IFS", "LD_PRELOAD", "LD_LIBRARY_PATH", "DYLD_INSERT_LIBRARIES"),
         *("PYTHONPATH", "NODE_OPTIONS", "BASH_ENV", "JAVA_TOOL_OPTIONS", "PERL5OPT"),
+        *("DOTNET_STARTUP_HOOKS", "CORECLR_PROFILER_PATH", "COR_PROFILER", "git_ssh_command"),
+        *("GIT_CONFIG_KEY_0", "SSH_ASKPASS", "PAGER", "NPM_CONFIG_NODE_OPTIONS", "R_PROFILE_USER"),
+        *("SHELL", "ERL_FLAGS", "GEM_HOME"),
     ],
 )
 async def test_a_name_that_no_secret_may_have_is_refused(owner: Owner, name: str) -> None:
@@ -137,6 +141,11 @@ async def test_a_name_that_no_secret_may_have_is_refused(owner: Owner, name: str
         await owner.put(name, value="x")
     with expect_refused("INVALID_ARGUMENT", "FIELD_INVALID", field="name"):
         await owner.delete(name)
+
+
+@pytest.mark.parametrize("name", ["GIT_TOKEN", "GIT_SSH_KEY", "NPM_TOKEN", "SHELL_KEY", "R_KEY"])
+def test_a_name_that_only_begins_like_a_dangerous_one_is_taken(name: str) -> None:
+    assert checked_name(name) == name
 
 
 @pytest.mark.parametrize(
