@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from datetime import timedelta
 
-from services.provisioner import store
+from services.provisioner import resource_store, store
 from services.provisioner.domain import LOCK_PATIENCE, Deployment, DeploymentState, not_ready
-from services.provisioner.drivers.protocol import DatabaseDriver, DriverError
+from services.provisioner.drivers.protocol import DatabaseDriver, DriverError, Measured
 from services.provisioner.ports import Locks
 from services.shared.errors import FailedPreconditionError, NotFoundError, Reason
 from services.shared.ids import DeploymentId, TenantId
@@ -54,13 +54,25 @@ class Updating:
             return await self._write(tenant, deployment_id, change)
         await self._check(tenant, deployment_id)
         # Nobody starts the database by what the row said before.
-        async with self._locks.hold(deployment_id, LOCK_PATIENCE):
+        async with self._locks.hold(deployment_id, LOCK_PATIENCE, caller=tenant):
             deployment = await self._write(tenant, deployment_id, change)
             try:
                 await self._driver.set_quota(deployment_id, deployment.storage_bytes)
+                measured = await self._driver.measure(deployment_id)
             except DriverError as error:
                 raise not_ready() from error
+            await self._show(tenant, deployment_id, measured)
         return deployment
+
+    async def _show(
+        self, tenant: TenantId, deployment_id: DeploymentId, measured: Measured | None
+    ) -> None:
+        """Writes whether the database is over its quota by now; one that sleeps is asked later."""
+        if measured is not None:
+            async with self._database.tenant(tenant) as connection:
+                await resource_store.set_measured(
+                    connection, deployment_id, measured.used_bytes, measured.over_quota
+                )
 
     async def _check(self, tenant: TenantId, deployment_id: DeploymentId) -> None:
         """Says what is wrong with the request before anything is waited for."""

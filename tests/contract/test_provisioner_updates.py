@@ -86,10 +86,13 @@ async def test_a_quota_holds_when_the_call_returns(mesh: Mesh) -> None:
     async with app.writer() as writer:
         await writer.execute("CREATE TABLE note (words text)")
         for _ in range(2):
-            assert (await update(app, storage_bytes=1)).storage_bytes == 1
+            full = await update(app, storage_bytes=1)
+            assert full.storage_bytes == 1
+            assert any(each.over_quota for each in full.resources)
             with pytest.raises(asyncpg.DiskFullError):
                 await writer.execute("INSERT INTO note VALUES ('more')")
-            await update(app, storage_bytes=USUAL_STORAGE_BYTES)
+            raised = await update(app, storage_bytes=USUAL_STORAGE_BYTES)
+            assert not any(each.over_quota for each in raised.resources)
             await writer.execute("INSERT INTO note VALUES ('more')")
 
 

@@ -170,6 +170,13 @@ class Deleting:
 
     async def _write_left(self, work: Work, reasons: Mapping[ResourceKind, str]) -> None:
         """Writes why these are still there; they are to be destroyed again."""
+        structlog.get_logger().warning(
+            "resources left",
+            operation_id=work.operation.operation_id,
+            deployment_id=work.deployment.deployment_id,
+            retries=work.operation.retries,
+            left={str(kind): reason for kind, reason in reasons.items()},
+        )
         async with self._database.tenant(work.deployment.tenant_id) as connection:
             await deletion_store.mark_left(connection, work.deployment.deployment_id, reasons)
 
