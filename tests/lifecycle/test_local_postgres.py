@@ -75,7 +75,8 @@ def processes_in(directory: Path) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            mine = process.cwd() == str(directory) or str(directory) in process.cmdline()
+            named = any(str(directory) in one for one in process.cmdline())
+            mine = process.cwd() == str(directory) or named
             if mine and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found
@@ -373,6 +374,26 @@ async def test_a_guard_that_ends_is_missed_and_started_again(
     assert await driver.exists(deployment) is None
     await driver.ensure(wanted(deployment, address.port))
     assert await driver.exists(deployment) == address
+
+
+@pytest.mark.promise("P-39")
+async def test_no_process_of_any_guard_is_left_unseen(
+    driver: LocalDriver, home: Path, deployment: DeploymentId
+) -> None:
+    directory = home / deployment
+    await driver.ensure(wanted(deployment))
+    # One that is not in the file any more, and will not end by itself.
+    (directory / "bulkhead.guard").unlink()
+    for process in processes_in(directory):
+        if "bulkhead-guard" in process.cmdline():
+            process.suspend()
+    assert await driver.exists(deployment) is None
+    await driver.ensure(wanted(deployment))
+    await postgres_process.destroy(directory)
+    assert deployment in await driver.found()
+    await driver.destroy(deployment)
+    assert [process.cmdline() for process in processes_in(directory)] == []
+    assert deployment not in await driver.found()
 
 
 async def test_no_password_stands_in_any_file_or_argument(

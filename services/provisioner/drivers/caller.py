@@ -4,6 +4,7 @@ import asyncio
 from typing import Protocol, assert_never
 
 from services.provisioner.drivers import relay
+from services.provisioner.drivers.login_watch import Heard, LoginWatch
 from services.provisioner.drivers.postgres_wire import (
     UNENCRYPTED,
     CancelRequest,
@@ -23,12 +24,20 @@ _MOST_QUESTIONS = 2
 class Host(Protocol):
     """Whom callers come to."""
 
-    def entered(self, caller: "Caller") -> bool:
-        """Returns whether there is room for the caller to say who it is."""
+    def entered(self, caller: "Caller") -> None:
+        """Lets the caller say who it is."""
         ...
 
     def named(self, caller: "Caller", startup: Startup) -> None:
         """Learns who the caller is; has it joined or refused, at once or later."""
+        ...
+
+    def asked(self, caller: "Caller") -> None:
+        """Learns that the caller has to prove to its server who it is."""
+        ...
+
+    def proven(self, caller: "Caller") -> None:
+        """Learns that the server knows the caller now; may still have it refused."""
         ...
 
     def cancelled(self, caller: "Caller", request: CancelRequest) -> None:
@@ -49,16 +58,16 @@ class Caller(relay.ClientEnd):
         self._received = bytearray()
         self._questions = 0
         self._waits = False
+        self._watch = LoginWatch()
+        self._server: relay.ServerEnd | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Gives it time to say who it is; see asyncio.Protocol for all of these."""
         super().connection_made(transport)
-        if self._host.entered(self):
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(_NAMELESS_SECONDS, self.abort)
-        else:
-            self.abort()
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(_NAMELESS_SECONDS, self.abort)
+        self._host.entered(self)
 
     def data_received(self, data: bytes) -> None:
         """Reads who it is, then passes everything on."""
@@ -85,6 +94,7 @@ class Caller(relay.ClientEnd):
             server.end()
             return
         relay.join(self, server)
+        self._server, server.listener = server, self._listen
         if self.other is not None:
             self.other.write(startup.raw + bytes(self._received))
         self._received.clear()
@@ -95,6 +105,15 @@ class Caller(relay.ClientEnd):
         if self.transport is not None and not self.transport.is_closing():
             self.transport.write(answer)
         self.end()
+
+    def _listen(self, said: bytes) -> None:
+        """Follows how the server lets it in."""
+        heard = self._watch.read(said)
+        if heard is Heard.QUESTION:
+            self._host.asked(self)
+        elif heard is Heard.WELCOME and self._server is not None:
+            self._server.listener = None
+            self._host.proven(self)
 
     def _take(self, packet: Packet) -> None:
         match packet:

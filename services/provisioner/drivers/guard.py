@@ -8,6 +8,7 @@ comes back after a crash of the server, and ends with it.
 
 import asyncio
 import contextlib
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from time import monotonic
@@ -29,8 +30,10 @@ PATIENCE_MILLISECONDS = 3_000
 # How often the quota is looked after at most, when its room runs out.
 _LOOK_SECONDS = 0.2
 _START_SECONDS = 5.0
+_END_SECONDS = 10.0
 _POLL_SECONDS = 0.002
 _NAME = "bulkhead-guard"
+_OF_PSQL = "guards="
 _PID_NAME = "bulkhead.guard"
 # Each of its two sessions has a loop of its own. The newest guard is the one whose process id
 # stands in the file, and it ends the sessions of the others. One that cannot come back within 30
@@ -65,7 +68,8 @@ keep() {
     tries=0
     while [ $tries -lt 30 ] && kill -0 "$server" && [ "$(cat "$file")" = $$ ]; do
         tries=$((tries + 1))
-        printf '%s\\n' "$2" | "$psql" -X -q -d "$1" 2>&1 >/dev/null | obey && tries=0
+        printf '%s\\n' "$2" | "$psql" -X -q -v guards="$directory" -d "$1" 2>&1 >/dev/null |
+            obey && tries=0
         sleep 1
     done
 }
@@ -131,11 +135,46 @@ def alive(directory: Path, server: RunningServer) -> bool:
 
 
 def end(directory: Path) -> None:
-    """Ends the guard, if there is one; it would also end by itself, a moment after the server."""
-    process = _process(directory)
-    if process is not None:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.terminate()
+    """Ends every process of every guard that the directory ever had, if there is any.
+
+    They would also end by themselves, a moment after the server. Blocks until they are gone.
+
+    Raises:
+        ServerError: one does not end.
+    """
+    until = monotonic() + _END_SECONDS
+    while left := [process for process, guarded in _guards() if guarded == str(directory)]:
+        if monotonic() > until:
+            raise ServerError("the guard does not end")
+        for process in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(left, timeout=_POLL_SECONDS)
+
+
+def guarded(home: Path) -> frozenset[str]:
+    """Returns the names of the directories in `home` of which a process of a guard is left."""
+    paths = (Path(directory) for _, directory in _guards())
+    return frozenset(path.name for path in paths if path.parent == home)
+
+
+def _guards() -> Iterator[tuple[psutil.Process, str]]:
+    """Yields each process of a guard, with the directory that is in its arguments."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            directory = _guarded_by(process.cmdline())
+            if directory is not None:
+                yield process, directory
+
+
+def _guarded_by(command: Sequence[str]) -> str | None:
+    """A shell of a guard has the directory after the guard's name, a psql as a variable."""
+    if _NAME in command[:-1]:
+        return command[command.index(_NAME) + 1]
+    if f"application_name={GUARD}" not in " ".join(command):
+        return None
+    named = (one for one in command if one.startswith(_OF_PSQL))
+    return next((one.removeprefix(_OF_PSQL) for one in named), None)
 
 
 def _process(directory: Path, *also: str) -> psutil.Process | None:

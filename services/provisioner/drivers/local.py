@@ -12,6 +12,7 @@ import structlog
 
 from services.provisioner.domain import DatabaseAddress, DatabaseRole, deployment_id
 from services.provisioner.drivers import guard, local_database, postgres_process
+from services.provisioner.drivers.desk import MOST_AT_ONCE
 from services.provisioner.drivers.local_copies import LocalCopies
 from services.provisioner.drivers.port_range import PortRange
 from services.provisioner.drivers.postgres_process import (
@@ -37,8 +38,9 @@ _LEFT_BY_A_SPARE = re.compile(rf"\.?(template-[0-9a-f]{{16}}\.spare){_ALSO_LEFT}
 _SPARE_RETRY_SECONDS = 10.0
 
 _SETTINGS = {
-    # Both turns of both logins, the guard's four, and three that are kept for the superuser.
-    "max_connections": "43",
+    # Both turns of both logins, the guard's four, and three that are kept for the superuser; and
+    # twice as many as may prove at once who they are, for one that is sent away stays for a moment.
+    "max_connections": str(36 + 4 + 3 + 2 * MOST_AT_ONCE),
     # Whoever connects and says nothing holds a place only so long.
     "authentication_timeout": "5s",
     "shared_buffers": "16MB",
@@ -130,8 +132,9 @@ class LocalDriver:
         """Ends the server and removes its files; see the protocol."""
         directory = self._directory(deployment)
         try:
-            await asyncio.to_thread(guard.end, directory)
             await postgres_process.destroy(directory)
+            # Not before: a guard that somebody was killed while starting has begun by now.
+            await asyncio.to_thread(guard.end, directory)
         except (ServerError, OSError) as error:
             raise DriverError("the database server is not gone") from error
 
@@ -185,8 +188,10 @@ class LocalDriver:
         await self._copies.restore(file, target, source)
 
     async def found(self) -> Sequence[DeploymentId]:
-        """Returns every deployment that left something in the home."""
-        return [DeploymentId(name) for name in await self._left(_LEFT_BY_A_SERVER)]
+        """Returns every deployment that left something in the home, or a process of its guard."""
+        guarded = await asyncio.to_thread(guard.guarded, self._home)
+        watched = {name for name in guarded if deployment_id(name) is not None}
+        return [DeploymentId(name) for name in {*await self._left(_LEFT_BY_A_SERVER), *watched}]
 
     async def keep_spare(self) -> None:
         """Keeps the template, and a copy of it for the next deployment, ready, for ever."""

@@ -1,19 +1,27 @@
 """Who may come in at the public ports, how many of them, and where they go."""
 
 import asyncio
-from collections.abc import Container
+from collections.abc import Container, Hashable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
 from services.provisioner.domain import DatabaseAddress
+from services.provisioner.drivers.caller import Caller
+from services.provisioner.drivers.crowd import Crowd
+from services.provisioner.drivers.desk import Line
 from services.provisioner.drivers.postgres_wire import CancelRequest, SqlState, Startup, refusal
 from services.provisioner.drivers.relay import ServerEnd
 from services.shared.errors import BulkheadError, Reason, UnavailableError
 from services.shared.ids import DeploymentId
 
-# Of those who have not said yet who they are.
-_MOST_NAMELESS = 256
+# Of those who have not said yet who they are: at one port as many as come in at one stroke, so
+# that each is heard before it gives way.
+ARRIVALS = 128
+_MOST_NAMELESS = 512
+# Of those who have, and wait for their turn to prove it; the server takes fewer sessions.
+_MOST_IN_LINE = 40
+_MOST_IN_LINES = 512
 _WAKE_SECONDS = 30.0
 _CONNECT_SECONDS = 5.0
 # A server can go to sleep between the moment it is found awake and the moment it is reached.
@@ -52,28 +60,26 @@ class Reception:
     def __init__(self, waker: Waker, house: House) -> None:
         self._waker = waker
         self._house = house
-        self._nameless = 0
-        self._named = 0
+        # By their ports.
+        self.nameless: Crowd[Hashable, Caller] = Crowd(ARRIVALS, _MOST_NAMELESS)
+        self.line: Line = Crowd(_MOST_IN_LINE, _MOST_IN_LINES)
+        self._proven = 0
 
-    def enter(self) -> bool:
-        """Counts one who has not said who it is; returns whether there is room for it."""
-        if self._nameless >= _MOST_NAMELESS:
-            return False
-        self._nameless += 1
-        return True
+    def has_room(self, proven: int) -> bool:
+        """Returns whether a port with so many callers who are known may have one more.
 
-    def name(self) -> bool:
-        """Counts one of them as known; returns whether there is room for that."""
-        self._nameless -= 1
-        self._named += 1
-        return self._named <= self._house.most_callers
+        No more than are free to all others: however many ports take all they get, another one
+        finds room.
+        """
+        return proven < self._house.most_callers - self._proven
 
-    def leave(self, *, named: bool) -> None:
-        """Counts one that is gone."""
-        if named:
-            self._named -= 1
-        else:
-            self._nameless -= 1
+    def enter(self) -> None:
+        """Counts one whom its server knows."""
+        self._proven += 1
+
+    def leave(self) -> None:
+        """Counts one of them that is gone."""
+        self._proven -= 1
 
     def refusal(self, startup: Startup) -> bytes | None:
         """Returns what to answer one whom no server would let in; None for all others."""
@@ -105,10 +111,10 @@ class Reception:
             OSError: it could not be reached.
             TimeoutError: it does not heed it in time.
         """
-        address = await self._waker.awake(deployment)
-        if address is None:
-            return
         async with asyncio.timeout(_CONNECT_SECONDS):
+            address = await self._waker.awake(deployment)
+            if address is None:
+                return
             reader, writer = await asyncio.open_connection(address.host, address.port)
             try:
                 writer.write(request.raw)

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from collections.abc import Callable
 from typing import cast
 
 # What waits in this process for a slow reader, in each direction; the sockets hold some more.
@@ -60,6 +61,18 @@ class End(asyncio.Protocol):
 
 class ServerEnd(End):
     """The end at the server. When that says no more, everything is over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Learns what the server says, as long as somebody has to know.
+        self.listener: Callable[[bytes], None] | None = None
+
+    def data_received(self, data: bytes) -> None:
+        """Passes it on, unless whoever listens has ended the client."""
+        if self.listener is not None:
+            self.listener(data)
+        if self.other is not None and not self.other.is_closing():
+            self.other.write(data)
 
 
 class ClientEnd(End):

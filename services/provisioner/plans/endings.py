@@ -145,7 +145,7 @@ class DatabaseEnding:
         if await self._driver.exists(deployment) is not None:
             return "its server runs"
         if await self._driver.kept(deployment) or deployment in await self._driver.found():
-            return "files of it are left"
+            return "files of it are left, or a process of its guard"
         return ""
 
 
