@@ -16,11 +16,12 @@ from services.provisioner.drivers.port_range import PortRange
 from services.provisioner.drivers.postgres_process import reachable_home
 from services.provisioner.drivers.protocol import DamagedError, DatabaseDriver, DriverError
 from services.provisioner.master_secret import MasterSecret
-from services.shared.ids import DeploymentId, new_deployment_id
+from services.shared.ids import DeploymentId, new_backup_id, new_deployment_id
 from tests.local_databases import open_session, wanted
 
 READER, WRITER = DatabaseRole.READER, DatabaseRole.WRITER
 CAP_MILLISECONDS = 30_000
+BACKUP = new_backup_id()
 PATIENCE_SECONDS = 45
 
 Session: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
@@ -122,9 +123,9 @@ async def test_what_is_not_there_can_be_asked_for_and_ended(
     with pytest.raises(DriverError):
         await driver.branch(deployment, other)
     with pytest.raises(DriverError):
-        await driver.back_up(deployment, tmp_path / "backup")
+        await driver.back_up(deployment, tmp_path / "backup", BACKUP)
     with pytest.raises(DriverError):
-        await driver.restore(tmp_path / "backup", other, deployment)
+        await driver.restore(tmp_path / "backup", other, deployment, BACKUP)
     assert names(tmp_path) == []
     assert await nothing_is_left(driver, deployment)
     assert await nothing_is_left(driver, other)
@@ -255,38 +256,44 @@ async def test_a_backup_holds_what_was_there_and_is_restored_elsewhere(
     file = tmp_path / "backup"
     if asleep:
         await driver.sleep(made)
-    size = await driver.back_up(made, file)
+    size = await driver.back_up(made, file, BACKUP)
     content = file.read_bytes()
     assert (size, stat.S_IMODE(file.stat().st_mode)) == (len(content), 0o600)
     await run(driver, made, "INSERT INTO marks VALUES (2)")
-    assert await driver.back_up(made, file) == size
+    assert await driver.back_up(made, file, BACKUP) == size
     assert file.read_bytes() == content
     await driver.destroy(made)
     for _ in range(2):
-        await driver.restore(file, other, made)
+        await driver.restore(file, other, made, BACKUP)
     address = await driver.ensure(wanted(other))
     assert not await opens(driver, address, made)
     assert await marks(driver, other) == [1]
     assert names(tmp_path) == [file.name]
 
 
-async def test_only_a_whole_backup_of_that_very_source_is_restored(
+async def test_only_a_whole_backup_with_that_very_source_and_id_is_restored(
     driver: DatabaseDriver, made: DeploymentId, other: DeploymentId, tmp_path: Path
 ) -> None:
     file = tmp_path / "backup"
-    await driver.back_up(made, file)
+    await driver.back_up(made, file, BACKUP)
     content = file.read_bytes()
     middle = len(content) // 2
     flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
-    damaged = {"cut": content[:middle], "flipped": flipped, "another's": content}
+    fresh = new_backup_id()
+    damaged = {
+        "cut": content[:middle],
+        "flipped": flipped,
+        "another's": content,
+        "another": content,
+    }
     for how, what in damaged.items():
         file.write_bytes(what)
         source = other if how == "another's" else made
         with pytest.raises(DamagedError):
-            await driver.restore(file, other, source)
+            await driver.restore(file, other, source, fresh if how == "another" else BACKUP)
         assert await nothing_is_left(driver, other), how
     file.write_bytes(content)
-    await driver.restore(file, other, made)
+    await driver.restore(file, other, made, BACKUP)
     assert await marks(driver, other) == [1]
 
 
@@ -299,7 +306,7 @@ async def test_what_is_given_up_at_any_moment_is_begun_anew(
         for work in (
             driver.ensure(wanted(made)),
             driver.branch(made, other),
-            driver.back_up(made, file),
+            driver.back_up(made, file, BACKUP),
         ):
             task = asyncio.ensure_future(work)
             await asyncio.wait([task], timeout=moment * 0.05)
@@ -308,5 +315,5 @@ async def test_what_is_given_up_at_any_moment_is_begun_anew(
         await asyncio.gather(*begun, return_exceptions=True)
     await driver.branch(made, other)
     assert await marks(driver, other) == [1]
-    await driver.back_up(made, file)
+    await driver.back_up(made, file, BACKUP)
     assert names(tmp_path) == [file.name]

@@ -18,10 +18,11 @@ from services.provisioner.drivers.postgres_process import HOST, free_port, reach
 from services.provisioner.drivers.protocol import DamagedError, DriverError, Login
 from services.provisioner.drivers.sealed_stream import SealedWriter
 from services.provisioner.master_secret import MasterSecret
-from services.shared.ids import DeploymentId, new_deployment_id
+from services.shared.ids import DeploymentId, new_backup_id, new_deployment_id
 from tests.local_databases import open_session, wanted
 
 SECRET = MasterSecret(b"a secret that guards nothing at all")
+BACKUP = new_backup_id()
 THEIRS = MasterSecret(b"what an attacker takes in its place")
 
 
@@ -143,7 +144,7 @@ async def test_nobody_of_a_tenant_can_copy_a_database_as_we_do(
 def archive(file: Path, secret: MasterSecret, source: DeploymentId, *names: str) -> None:
     """Writes what passes for a backup, of files of these names."""
     with file.open("wb") as target:
-        sealed = SealedWriter(target, lambda salt: secret.key("backup", source, salt.hex()))
+        sealed = SealedWriter(target, lambda salt: secret.key("backup", source, BACKUP, salt.hex()))
         plain = io.BytesIO()
         with tarfile.open(fileobj=plain, mode="w|gz") as tar:
             for name in names:
@@ -167,13 +168,13 @@ async def test_a_backup_that_a_tenant_made_by_itself_is_never_a_database(
     # programs of its choice, as the user of everybody's servers.
     archive(file, THEIRS, source, "PG_VERSION", "postgresql.auto.conf")
     with pytest.raises(DamagedError):
-        await driver.restore(file, target, source)
+        await driver.restore(file, target, source, BACKUP)
     assert not await driver.kept(target)
     # Sealed with the right key, a name still leads nowhere else.
     for name in ("../evil", "/tmp/evil", "base/../../evil"):  # noqa: S108 nothing is to be there
         archive(file, SECRET, source, name)
         with pytest.raises(DamagedError):
-            await driver.restore(file, target, source)
+            await driver.restore(file, target, source, BACKUP)
     assert [path.name for path in _all(home) if path.name == "evil"] == []
     assert "evil" not in await asyncio.to_thread(os.listdir, "/tmp")  # noqa: S108 it is not there
     assert target not in await driver.found()
@@ -192,7 +193,7 @@ async def test_a_link_in_a_server_directory_leads_a_copy_nowhere(
         with pytest.raises(DriverError):
             await driver.branch(source, target)
         with pytest.raises(DriverError):
-            await driver.back_up(source, tmp_path / "backup")
+            await driver.back_up(source, tmp_path / "backup", BACKUP)
     finally:
         planted.unlink()
     assert target not in await driver.found()

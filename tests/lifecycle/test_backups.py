@@ -9,7 +9,7 @@ from bulkhead.provisioner.v1 import provisioner_service_pb2 as pb2
 from bulkhead.provisioner.v1.provisioner_service_pb2_grpc import ProvisionerServiceStub
 
 from services.provisioner import backup_store, store
-from services.provisioner.backup_files import BackupFiles, Found
+from services.provisioner.backup_files import BackupFiles, Found, key_of
 from services.provisioner.backup_sweep import BackupSweep
 from services.provisioner.backups import Backups
 from services.provisioner.buckets import open_buckets
@@ -166,21 +166,37 @@ async def test_a_backup_that_its_tenant_has_changed_is_refused_and_leaves_nothin
     source: pb2.Deployment,
     buckets: BucketDriver,
 ) -> None:
-    backup = await backed_up(mesh_with_buckets, customer, source.deployment_id, BUCKET)
-    (key,) = await objects(buckets, source.deployment_id)
+    kept = [
+        await backed_up(mesh_with_buckets, customer, source.deployment_id, BUCKET) for _ in range(2)
+    ]
+    keys = [key_of(BackupId(backup.backup_id)) for backup in kept]
     access = buckets.access(DeploymentId(source.deployment_id))
+
+    async def refusal() -> str:
+        restored = await provisioner.RestoreBackup(
+            pb2.RestoreBackupRequest(
+                request_id=fresh_id(), backup_id=kept[0].backup_id, name="again"
+            ),
+            metadata=bearer(customer.key),
+        )
+        done = await mesh_with_buckets.finished(customer, restored.operation.operation_id)
+        assert (done.state, done.retries) == (pb2.OPERATION_STATE_FAILED, 0)
+        with expect_refused("FAILED_PRECONDITION", "OPERATION_FAILED"):
+            await opened(provisioner, customer, restored.deployment.deployment_id)
+        return done.message
+
     async with s3_client(access) as own:
-        body = bytearray(await (await own.get_object(Bucket=access.bucket, Key=key))["Body"].read())
-        body[len(body) // 2] ^= 1
-        await own.put_object(Bucket=access.bucket, Key=key, Body=bytes(body))
-    restored = await provisioner.RestoreBackup(
-        pb2.RestoreBackupRequest(request_id=fresh_id(), backup_id=backup.backup_id, name="again"),
-        metadata=bearer(customer.key),
-    )
-    done = await mesh_with_buckets.finished(customer, restored.operation.operation_id)
-    assert (done.state, done.message) == (pb2.OPERATION_STATE_FAILED, "the backup is damaged")
-    with expect_refused("FAILED_PRECONDITION", "OPERATION_FAILED"):
-        await opened(provisioner, customer, restored.deployment.deployment_id)
+        one, other = [
+            await (await own.get_object(Bucket=access.bucket, Key=key))["Body"].read()
+            for key in keys
+        ]
+        middle = len(one) // 2
+        flipped = one[:middle] + bytes([one[middle] ^ 1]) + one[middle + 1 :]
+        for body in (flipped, other):
+            await own.put_object(Bucket=access.bucket, Key=keys[0], Body=body)
+            assert await refusal() == "the backup is damaged"
+        await own.delete_object(Bucket=access.bucket, Key=keys[0])
+        assert await refusal() == "the backup is not there any more"
 
 
 async def test_a_branch_of_what_is_deleted_meanwhile_is_whole_or_fails_for_good(

@@ -15,10 +15,11 @@ from services.provisioner.drivers import postgres_process
 from services.provisioner.drivers.local import LocalDriver, remove_home
 from services.provisioner.drivers.local_database import MAINTENANCE, SUPERUSER
 from services.provisioner.drivers.protocol import Login
-from services.shared.ids import DeploymentId, new_deployment_id
+from services.shared.ids import DeploymentId, new_backup_id, new_deployment_id
 from tests.lifecycle.test_local_postgres import SECRET, eventually, killed_after, local_driver
 from tests.local_databases import open_session, wanted
 
+BACKUP = new_backup_id()
 LEDGER = """
 CREATE TABLE entries (entry serial PRIMARY KEY, account int NOT NULL, amount int NOT NULL);
 CREATE INDEX ON entries (account);
@@ -152,7 +153,7 @@ async def test_a_copy_of_what_is_written_to_is_of_one_moment(
         await eventually(lambda: done[0] > 20)
         earliest = done[0]
         if by_way_of_a_file:
-            await driver.back_up(source, file)
+            await driver.back_up(source, file, BACKUP)
         else:
             await driver.branch(source, copy)
         # One may have been committed of which nobody was told yet.
@@ -160,7 +161,7 @@ async def test_a_copy_of_what_is_written_to_is_of_one_moment(
         await eventually(lambda: done[0] > latest)
     assert latest > earliest + 1, "nothing was written meanwhile"
     if by_way_of_a_file:
-        await driver.restore(file, copy, source)
+        await driver.restore(file, copy, source, BACKUP)
     assert earliest <= await balanced(driver, copy) <= latest
     assert await balanced(driver, source) > latest
 

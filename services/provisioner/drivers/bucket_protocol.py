@@ -71,7 +71,11 @@ class BucketDriver(Protocol):
         ...
 
     async def get_file(self, deployment: DeploymentId, key: str, file: Path) -> None:
-        """Makes `file` what the object `key` holds, whole or not at all."""
+        """Makes `file` what the object `key` holds, whole or not at all.
+
+        Raises:
+            MissingError: there is no such object.
+        """
         ...
 
     async def delete_object(self, deployment: DeploymentId, key: str) -> None:

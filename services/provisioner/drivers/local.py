@@ -27,7 +27,7 @@ from services.provisioner.drivers.protocol import DriverError, Login, Measured, 
 from services.provisioner.drivers.scram import verifier
 from services.provisioner.drivers.superuser import Prepared, Superuser, prepared
 from services.provisioner.master_secret import MasterSecret
-from services.shared.ids import DeploymentId
+from services.shared.ids import BackupId, DeploymentId
 
 DATABASE = local_database.DATABASE
 _FAILURES = (ServerError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
@@ -179,13 +179,15 @@ class LocalDriver:
         """Makes the target's database a copy of the source's; see the protocol."""
         await self._copies.branch(source, target)
 
-    async def back_up(self, deployment: DeploymentId, file: Path) -> int:
+    async def back_up(self, deployment: DeploymentId, file: Path, backup: BackupId) -> int:
         """Writes the database into a file; see the protocol."""
-        return await self._copies.back_up(deployment, file)
+        return await self._copies.back_up(deployment, file, backup)
 
-    async def restore(self, file: Path, target: DeploymentId, source: DeploymentId) -> None:
+    async def restore(
+        self, file: Path, target: DeploymentId, source: DeploymentId, backup: BackupId
+    ) -> None:
         """Makes the target's database what a backup holds; see the protocol."""
-        await self._copies.restore(file, target, source)
+        await self._copies.restore(file, target, source, backup)
 
     async def found(self) -> Sequence[DeploymentId]:
         """Returns every deployment that left something in the home, or a process of its guard."""

@@ -37,7 +37,7 @@ from services.provisioner.drivers.protocol import DamagedError, DriverError
 from services.provisioner.drivers.scram import verifier
 from services.provisioner.drivers.server_command import run
 from services.provisioner.master_secret import MasterSecret
-from services.shared.ids import DeploymentId
+from services.shared.ids import BackupId, DeploymentId
 
 _CONNECT_SECONDS = 5.0
 # A checkpoint comes first: it writes what changed, and waits for the disk.
@@ -62,22 +62,25 @@ class LocalCopies:
         """Makes the target's database a copy of the source's; see the protocol."""
         await self._make(target, partial(self._copy, source))
 
-    async def back_up(self, deployment: DeploymentId, file: Path) -> int:
+    async def back_up(self, deployment: DeploymentId, file: Path, backup: BackupId) -> int:
         """Copies the database into `file` and returns its size; see the protocol."""
         with _driver_errors("the backup cannot be made"):
             size = await to_its_end(partial(_size, file))
-            return await self._pack(deployment, file) if size is None else size
+            return await self._pack(deployment, file, backup) if size is None else size
 
-    async def restore(self, file: Path, target: DeploymentId, source: DeploymentId) -> None:
+    async def restore(
+        self, file: Path, target: DeploymentId, source: DeploymentId, backup: BackupId
+    ) -> None:
         """Makes the target's database what a backup of the source holds; see the protocol."""
+        key_of = self._key_of(source, backup)
 
         async def unpack(sink: Sink) -> None:
-            await to_its_end(partial(cluster_archive.unpack, file, self._key_of(source), sink))
+            await to_its_end(partial(cluster_archive.unpack, file, key_of, sink))
 
         await self._make(target, unpack)
 
-    async def _pack(self, deployment: DeploymentId, file: Path) -> int:
-        sink = await to_its_end(partial(ArchiveSink, file, self._key_of(deployment)))
+    async def _pack(self, deployment: DeploymentId, file: Path, backup: BackupId) -> int:
+        sink = await to_its_end(partial(ArchiveSink, file, self._key_of(deployment, backup)))
         try:
             await self._copy(deployment, sink)
             return await to_its_end(sink.keep)
@@ -166,8 +169,8 @@ class LocalCopies:
     def _superuser_password(self, deployment: DeploymentId) -> str:
         return self._secret.password(deployment, local_database.SUPERUSER)
 
-    def _key_of(self, deployment: DeploymentId) -> Callable[[bytes], bytes]:
-        return lambda salt: self._secret.key("backup", deployment, salt.hex())
+    def _key_of(self, deployment: DeploymentId, backup: BackupId) -> Callable[[bytes], bytes]:
+        return lambda salt: self._secret.key("backup", deployment, backup, salt.hex())
 
 
 @contextlib.asynccontextmanager

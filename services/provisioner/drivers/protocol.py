@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from services.provisioner.domain import DatabaseAddress, DatabaseRole
-from services.shared.ids import DeploymentId
+from services.shared.ids import BackupId, DeploymentId
 
 
 class DriverError(Exception):
@@ -15,6 +15,10 @@ class DriverError(Exception):
 
 class DamagedError(DriverError):
     """A backup is not what was written; no later try will do better."""
+
+
+class MissingError(DriverError):
+    """What was kept is not there any more; no later try will find it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,22 +150,24 @@ class DatabaseDriver(Protocol):
         """
         ...
 
-    async def back_up(self, deployment: DeploymentId, file: Path) -> int:
+    async def back_up(self, deployment: DeploymentId, file: Path, backup: BackupId) -> int:
         """Writes the database, as it is at one moment, into a new file, and returns its bytes.
 
         Whole and proven to be readable, or not at all; does nothing if the file is there. Nobody
-        but this driver can read what it holds, or change it unseen.
+        but this driver can read what it holds, or change it unseen, or pass it for another backup.
 
         Raises:
             DriverError: there is no file; a later try may succeed, unless the database is gone.
         """
         ...
 
-    async def restore(self, file: Path, target: DeploymentId, source: DeploymentId) -> None:
+    async def restore(
+        self, file: Path, target: DeploymentId, source: DeploymentId, backup: BackupId
+    ) -> None:
         """Makes the target's database what `file` holds, a backup of the source's; as `branch`.
 
         Raises:
-            DamagedError: the file is no backup of the source, or not all of one.
+            DamagedError: the file is not that very backup of the source, or not all of it.
             DriverError: there is no copy; a later try may succeed.
         """
         ...

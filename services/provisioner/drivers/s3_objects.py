@@ -8,11 +8,12 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from services.provisioner.drivers.protocol import DriverError
+from services.provisioner.drivers.protocol import DriverError, MissingError
 from services.provisioner.drivers.s3_client import S3Client, first_error, s3_errors
 
 NO_BUCKET = "NoSuchBucket"
 _NO_UPLOAD = "NoSuchUpload"
+_NO_KEY = "NoSuchKey"
 # The most that one request may name.
 _BATCH = 1_000
 _BATCHES_AT_ONCE = 4
@@ -73,13 +74,20 @@ async def put_file(client: S3Client, bucket: str, key: str, file: Path) -> int:
 
 
 async def get_file(client: S3Client, bucket: str, key: str, file: Path) -> None:
-    """Makes `file` what the object `key` holds, readable by its owner alone."""
+    """Makes `file` what the object `key` holds, readable by its owner alone.
+
+    Raises:
+        MissingError: there is no such object.
+        DriverError: it did not come; a later try may succeed.
+    """
     fresh = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
     try:
-        with s3_errors(bucket):
+        with s3_errors(bucket, _NO_KEY):
             answer = await client.get_object(Bucket=bucket, Key=key)
             await _receive(answer, fresh)
-        fresh.replace(file)
+            fresh.replace(file)
+            return
+        raise MissingError(f"{bucket}: the object is not there")
     finally:
         fresh.unlink(missing_ok=True)
 

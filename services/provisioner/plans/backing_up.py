@@ -45,7 +45,8 @@ class BackingUp:
     async def _copy(self, work: Work) -> None:
         """Copies the database into a file, unless that is there."""
         backup = await self._backup(work)
-        await self._driver.back_up(backup.deployment_id, self._files.path(backup))
+        file = self._files.path(backup)
+        await self._driver.back_up(backup.deployment_id, file, backup.backup_id)
 
     async def _keep(self, work: Work) -> None:
         """Moves the file to where it was asked for; the backup is ready then, and not before."""

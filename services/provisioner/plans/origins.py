@@ -3,7 +3,12 @@
 from services.provisioner import backup_store, store
 from services.provisioner.backup_files import BackupFiles
 from services.provisioner.domain import Backup, BackupState, Deployment, DeploymentState
-from services.provisioner.drivers.protocol import DamagedError, DatabaseDriver, DriverError
+from services.provisioner.drivers.protocol import (
+    DamagedError,
+    DatabaseDriver,
+    DriverError,
+    MissingError,
+)
 from services.shared.errors import FailedPreconditionError, Reason
 from services.shared.ids import BackupId, DeploymentId
 from services.shared.postgres import Database
@@ -52,9 +57,11 @@ class Origins:
         backup = await self._ready(deployment, backup_id)
         try:
             async with self._files.fetched(backup, deployment.deployment_id) as file:
-                await self._driver.restore(file, deployment.deployment_id, source)
+                await self._driver.restore(file, deployment.deployment_id, source, backup_id)
         except DamagedError as error:
             raise _gone(str(error)) from error
+        except MissingError as error:
+            raise _gone("the backup is not there any more") from error
         except DriverError:
             await self._ready(deployment, backup_id)
             raise
