@@ -28,7 +28,7 @@ GRACE_MILLISECONDS = 1_000
 PATIENCE_MILLISECONDS = 3_000
 
 # How often the quota is looked after at most, when its room runs out.
-_LOOK_SECONDS = 0.2
+_LOOK_SECONDS = 0.5
 _START_SECONDS = 5.0
 _END_SECONDS = 10.0
 _POLL_SECONDS = 0.002

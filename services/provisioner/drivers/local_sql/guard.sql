@@ -282,8 +282,11 @@ CREATE PROCEDURE bulkhead.watch(cap interval, pause interval) LANGUAGE plpgsql A
 DECLARE
     patience interval := current_setting('bulkhead.patience');
     stood timestamptz := '-infinity';
+    -- When the last whole round began, and where the WAL ended then; and the same of this one.
     begun timestamptz;
     written pg_lsn;
+    looked timestamptz;
+    reached pg_lsn;
     survivor integer;
 BEGIN
     -- The newest guard is the one that stays.
@@ -295,11 +298,13 @@ BEGIN
     LOOP
         -- A round that finds nothing to do costs a tenth of a whole one. One comes in any case from
         -- time to time.
-        IF begun > clock_timestamp() - 10 * pause AND bulkhead.is_quiet(begun, written) THEN
+        looked := clock_timestamp();
+        reached := pg_current_wal_insert_lsn();
+        IF looked < begun + 10 * pause AND bulkhead.is_quiet(begun, written) THEN
             COMMIT;
         ELSE
-            begun := clock_timestamp();
-            written := pg_current_wal_insert_lsn();
+            begun := looked;
+            written := reached;
             PERFORM bulkhead.end_overlong(cap);
             COMMIT;
             PERFORM bulkhead.end_overlong_upkeep(cap);

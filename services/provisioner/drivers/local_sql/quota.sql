@@ -234,7 +234,8 @@ DECLARE
     quota bigint;
 BEGIN
     BEGIN
-        LOCK TABLE bulkhead.turn;
+        -- Not the strongest lock: that one is written to the WAL, each time.
+        LOCK TABLE bulkhead.turn IN SHARE ROW EXCLUSIVE MODE;
     EXCEPTION WHEN lock_not_available THEN
         RETURN;
     END;
@@ -294,32 +295,66 @@ BEGIN
 END
 $$;
 
+-- Whether no byte was written since the WAL ended at `written`, and no session did anything since
+-- `since`: whoever grows a file that the WAL does not know is still at it, or has ended with a commit
+-- that it does.
+CREATE FUNCTION bulkhead.is_quiet(since timestamptz, written pg_lsn) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN pg_current_wal_insert_lsn() = written AND NOT EXISTS (
+        SELECT FROM pg_stat_get_activity(NULL)
+        WHERE usesysid IS DISTINCT FROM (SELECT oid FROM pg_roles WHERE rolname = session_user)
+            AND backend_type IN ('client backend', 'autovacuum worker')
+            AND (state IS DISTINCT FROM 'idle' OR state_change >= since)
+    );
+END
+$$;
+
 -- Does something only every `pause`, but each time while there is something to end, or the room would
--- not last for long. It is called again and again, and never waits itself: its snapshot would keep
--- every VACUUM from clearing away what was just deleted.
+-- not last for long; and nothing but from time to time where nothing happens. It is called again and
+-- again, a little too early or too late, and never waits itself: its snapshot would keep every VACUUM
+-- from clearing away what was just deleted.
 CREATE FUNCTION bulkhead.look(pause interval) RETURNS void LANGUAGE plpgsql
 SET search_path = pg_catalog AS $$
 DECLARE
-    before bigint := nullif(current_setting('bulkhead.before', true), '');
     due timestamptz := nullif(current_setting('bulkhead.due', true), '');
+    before bigint;
+    -- When it last did something, and where the WAL ended then.
+    since timestamptz;
+    written pg_lsn;
+    looked timestamptz := clock_timestamp();
+    reached pg_lsn;
     kept record;
     urgent boolean;
 BEGIN
-    IF clock_timestamp() < due THEN
+    IF looked < due THEN
+        RETURN;
+    END IF;
+    before := nullif(current_setting('bulkhead.before', true), '');
+    since := nullif(current_setting('bulkhead.since', true), '');
+    written := nullif(current_setting('bulkhead.written', true), '');
+    reached := pg_current_wal_insert_lsn();
+    IF due IS NOT NULL AND looked < since + 10 * pause AND bulkhead.is_quiet(since, written) THEN
+        PERFORM set_config('bulkhead.due', (looked + 0.9 * pause)::text, false);
         RETURN;
     END IF;
     SELECT used, room, pending INTO kept FROM bulkhead.keep_quota(before);
     PERFORM bulkhead.hand_over();
-    urgent := kept.pending > 0 OR kept.used > before AND kept.room < 40 * (kept.used - before);
+    urgent := kept.used IS NULL OR kept.pending > 0
+        OR kept.used > before AND kept.room < 40 * (kept.used - before);
     PERFORM set_config('bulkhead.before', coalesce(kept.used, before)::text, false),
+        set_config('bulkhead.since', looked::text, false),
+        set_config('bulkhead.written', reached::text, false),
         set_config('bulkhead.due', CASE WHEN urgent THEN '' ELSE
-            (clock_timestamp() + pause)::text END, false);
+            (clock_timestamp() + 0.9 * pause)::text END, false);
 END
 $$;
 
-REVOKE ALL ON FUNCTION bulkhead.begin_watch(), bulkhead.look(interval) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bulkhead.begin_watch(), bulkhead.look(interval),
+    bulkhead.is_quiet(timestamptz, pg_lsn) FROM PUBLIC;
 
-GRANT EXECUTE ON FUNCTION bulkhead.begin_watch(), bulkhead.look(interval) TO guard;
+GRANT EXECUTE ON FUNCTION bulkhead.begin_watch(), bulkhead.look(interval),
+    bulkhead.is_quiet(timestamptz, pg_lsn) TO guard;
 
 -- What belongs to an extension is in no pg_dump, so that a tenant's has nothing of ours.
 DO $$
