@@ -89,7 +89,7 @@ class Creation:
         job = await self._registry.delegate(caller, f"create {deployment_id}")
         administrator = await self._prepared(tenant, deployment_id, wanted)
         # Held until the first steps are over, so that the worker's last step cannot come before.
-        async with self._locks.hold(deployment_id, LOCK_PATIENCE):
+        async with self._locks.hold(deployment_id, LOCK_PATIENCE, caller=tenant):
             written = await self._write(tenant, wanted, deployment_id, job, administrator)
             if written is not None:
                 await self._take_first_steps(Work(*written, job))

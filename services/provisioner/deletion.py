@@ -66,7 +66,7 @@ class Deletion:
             job = await self._registry.delegate(caller, f"delete {deployment_id}")
             await self._renew(tenant, operation, job)
         if not _is_cut_off(operation):
-            async with self._locks.hold(deployment_id, LOCK_PATIENCE):
+            async with self._locks.hold(deployment_id, LOCK_PATIENCE, caller=tenant):
                 operation = await self._cut_off(tenant, deployment_id, caller)
         return operation, self._tokens.of(operation.operation_id)
 

@@ -72,6 +72,8 @@ class Ground:
 
     settings: Settings
     database: Database
+    # The same with a pool of its own, for what nobody waits for in a call.
+    work_database: Database
     secret: MasterSecret
     certificate_keys: CertificateKeys
     locks: DeploymentLocks
@@ -103,7 +105,9 @@ async def open_ground(
     enter = stack.enter_async_context
     secret = read_master_secret(settings.database_secret_file)
     database = await enter(open_database(settings, _NAME, _MIGRATIONS))
-    locks = DeploymentLocks(await enter(open_database(_for_locks(settings), _NAME, _MIGRATIONS)))
+    locks = DeploymentLocks(
+        await enter(_pool(settings, settings.lock_pool_size)), for_calls=settings.at_once
+    )
     driver = await _local_driver(settings, secret, database)
     bucket_driver = await enter(open_buckets(settings, secret))
     keks = await enter(open_keyring(settings))
@@ -115,6 +119,7 @@ async def open_ground(
     return Ground(
         settings=settings,
         database=database,
+        work_database=await enter(_pool(settings, settings.at_once + 2)),
         secret=secret,
         certificate_keys=read_certificate_keys(
             settings.certificate_key_file, settings.certificate_former_keys_file
@@ -171,8 +176,9 @@ def _listeners(
     )
 
 
-def _for_locks(settings: Settings) -> Settings:
-    return settings.model_copy(update={"postgres_pool_size": settings.lock_pool_size})
+def _pool(settings: Settings, size: int) -> AbstractAsyncContextManager[Database]:
+    sized = settings.model_copy(update={"postgres_pool_size": size})
+    return open_database(sized, _NAME, _MIGRATIONS)
 
 
 async def _local_driver(

@@ -11,7 +11,12 @@ import asyncpg
 
 from services.provisioner.domain import not_ready
 from services.provisioner.ports import Subject
+from services.shared.errors import UnavailableError
+from services.shared.ids import TenantId
+from services.shared.places import Places
 from services.shared.postgres import Connection, Database, postgres_errors
+
+_PLACE_SECONDS = 20.0
 
 
 class DeploymentLocks:
@@ -19,19 +24,43 @@ class DeploymentLocks:
 
     With connections shared between locks and statements, many holders could wait for the very
     connections that other holders keep.
+
+    Calls hold `for_calls` of them at most, so that the workers find theirs, and one tenant's calls
+    half of those (P-38).
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, for_calls: int = 8) -> None:
         self._database = database
+        self._places = Places(for_calls)
         self._here: WeakValueDictionary[Subject, asyncio.Lock] = WeakValueDictionary()
 
     @asynccontextmanager
-    async def hold(self, subject: Subject, patience: timedelta) -> AsyncIterator[None]:
+    async def hold(
+        self, subject: Subject, patience: timedelta, *, caller: TenantId | None = None
+    ) -> AsyncIterator[None]:
         """Holds the subject's lock.
 
+        What is done for a `caller` waits until few enough of its calls hold any.
+
         Raises:
-            UnavailableError: someone else holds it for longer than `patience`.
+            UnavailableError: someone else holds it for longer than `patience`; or the caller holds
+                too many for long.
         """
+        async with AsyncExitStack() as stack:
+            if caller is not None:
+                await self._place(stack, caller)
+            await stack.enter_async_context(self._hold(subject, patience))
+            yield
+
+    async def _place(self, stack: AsyncExitStack, caller: TenantId) -> None:
+        try:
+            async with asyncio.timeout(_PLACE_SECONDS):
+                await stack.enter_async_context(self._places.take(caller))
+        except TimeoutError as error:
+            raise UnavailableError("too many calls of this tenant are under way") from error
+
+    @asynccontextmanager
+    async def _hold(self, subject: Subject, patience: timedelta) -> AsyncIterator[None]:
         here = self._here.setdefault(subject, asyncio.Lock())
         until = asyncio.get_running_loop().time() + patience.total_seconds()
         try:

@@ -79,11 +79,16 @@ Subject: TypeAlias = DeploymentId | TenantId
 class Locks(Protocol):
     """One worker at a time on a deployment, or on a tenant's deletion, across all replicas."""
 
-    def hold(self, subject: Subject, patience: timedelta) -> AbstractAsyncContextManager[None]:
+    def hold(
+        self, subject: Subject, patience: timedelta, *, caller: TenantId | None = None
+    ) -> AbstractAsyncContextManager[None]:
         """Holds the subject's lock.
 
+        What is done for a `caller` waits until few enough of its calls hold any (P-38).
+
         Raises:
-            UnavailableError: someone else holds it for longer than `patience`.
+            UnavailableError: someone else holds it for longer than `patience`; or the caller holds
+                too many for long.
         """
         ...
 

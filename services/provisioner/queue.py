@@ -22,6 +22,8 @@ _ENTRYPOINT = "reconcile"
 _POLL = timedelta(seconds=5)
 _RESTART_SECONDS = 0.5
 _BATCH = 4
+# Entries that are taken and wait for their turn, or have it: more than any tenant could fill.
+_MOST_TAKEN = 512
 
 # Returns how long to wait before looking at the subject again; None when nothing is left to do.
 Reconcile = Callable[[str, dict[str, str]], Awaitable[timedelta | None]]
@@ -89,7 +91,7 @@ async def _work_once(
         worker.run(
             dequeue_timeout=_POLL,
             batch_size=_BATCH,
-            max_concurrent_tasks=2 * _BATCH,
+            max_concurrent_tasks=_MOST_TAKEN,
             shutdown_on_listener_failure=True,
             heartbeat_timeout=heartbeat,
         )

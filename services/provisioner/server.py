@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from datetime import timedelta
 
 from bulkhead.provisioner.v1 import provisioner_service_pb2 as pb2
@@ -54,7 +55,7 @@ async def compose(settings: Settings, boundary: Boundary | None = None) -> Async
         auth = await stack.enter_async_context(open_channel(settings, "auth", settings.auth_target))
         resolver = await stack.enter_async_context(open_key_resolver(auth))
         ground = await open_ground(settings, stack, auth, boundary or Unwatched())
-        plans = plans_of(ground)
+        plans = plans_of(replace(ground, database=ground.work_database))
         await _start_workers(ground, plans, stack)
         yield Service(
             registrations=[
@@ -137,7 +138,7 @@ def _backups(ground: Ground) -> Backups:
 
 
 async def _start_workers(ground: Ground, plans: Plans, stack: AsyncExitStack) -> None:
-    settings, database, locks = ground.settings, ground.database, ground.locks
+    settings, database, locks = ground.settings, ground.work_database, ground.locks
     reconciler = Reconciler(
         database,
         locks,
@@ -164,12 +165,12 @@ async def _start_workers(ground: Ground, plans: Plans, stack: AsyncExitStack) ->
         BackupSweep(database, _backups(ground), ground.backup_files),
         BucketSweep(database, locks, ground.buckets, ground.bucket_driver),
     )
-    sleeping = Sleeping(database, locks, ground.driver, ground.uses)
+    sleeping = Sleeping(database, locks, ground.driver, ground.uses, settings.measure_seconds)
     await ground.listening.match()
     for running in (
         work(
             settings,
-            Dispatch(reconciler, plans.deleting_tenants).reconcile,
+            Dispatch(database, reconciler, plans.deleting_tenants, settings.at_once).reconcile,
             timedelta(seconds=settings.heartbeat_seconds),
         ),
         sweep.run(settings.sweep_seconds),

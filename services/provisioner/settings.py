@@ -17,8 +17,9 @@ class Settings(ServiceSettings, PostgresSettings, KeyringSettings):
     postgres_database: str = "provisioner"
     postgres_user: str = "provisioner"
     postgres_password_file: Path | None = LOCAL_STATE / "postgres/provisioner.password"
-    # Deployments worked on at one moment by this process, each with a connection for its lock.
-    lock_pool_size: int = Field(default=12, ge=2)
+    # Connections for the locks of deployments: a third of them for calls, as many for the workers,
+    # the rest for what looks after everything.
+    lock_pool_size: int = Field(default=24, ge=6)
 
     # The domain of the deployments' hosts.
     domain: str = Field(default="localhost", pattern=r"^[a-z0-9.-]{1,180}$")
@@ -51,9 +52,10 @@ class Settings(ServiceSettings, PostgresSettings, KeyringSettings):
     listener_port_last: int = Field(default=31_999, ge=1_024, le=65_535)
     # How many may be connected by these ports at once.
     listener_connections: int = Field(default=2_000, ge=1)
-    # How often databases that are awake are looked at: how much they hold, and whether anybody
-    # uses them.
+    # How often is looked which databases that are awake are to be measured: how much they hold, and
+    # whether anybody uses them. Each is ten times in its idle time, and at least every so often.
     look_seconds: float = Field(default=5.0, gt=0)
+    measure_seconds: float = Field(default=60.0, gt=0)
     # The longest that a statement of `reader` or `writer` may take.
     statement_timeout_seconds: float = Field(default=30.0, ge=0.1, le=3_600)
 
@@ -87,6 +89,11 @@ class Settings(ServiceSettings, PostgresSettings, KeyringSettings):
     # Tries of a create, of a backup, or of a rotation that has changed nothing yet, before it fails
     # for good; with the pauses between them about five minutes.
     create_tries: int = Field(default=30, ge=1)
+
+    @property
+    def at_once(self) -> int:
+        """How many operations are worked on at one moment, and how many calls hold locks."""
+        return self.lock_pool_size // 3
 
     @field_validator("seaweed_filer")
     @classmethod

@@ -19,29 +19,34 @@ from services.shared.postgres import Database
 # Whoever works on the deployment for longer uses it.
 _LOCK_PATIENCE = timedelta(seconds=1)
 _AT_ONCE = 4
+# So often in its idle time a database is measured, which costs a connection to it.
+_PARTS_OF_IDLE_TIME = 10
 
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """What was last seen of a database, and since when it has not been used."""
+    """What was last seen of a database, when, and since when it has not been used."""
 
     measured: Measured
+    at: float
     unused_since: float
 
 
 class Sleeping:
     """Looks at every database that is awake, from time to time.
 
-    How long one is unused is known by this process alone: after a restart it begins anew.
+    How long one is unused is known by this process alone: after a restart it begins anew. One that
+    may be idle for long is measured seldom, at most `most` seconds apart, and sleeps so much later.
     """
 
     def __init__(
-        self, database: Database, locks: Locks, driver: DatabaseDriver, uses: Uses
+        self, database: Database, locks: Locks, driver: DatabaseDriver, uses: Uses, most: float
     ) -> None:
         self._database = database
         self._locks = locks
         self._driver = driver
         self._uses = uses
+        self._most = most
         self._seen: dict[DeploymentId, _Seen] = {}
         self._turns = asyncio.Semaphore(_AT_ONCE)
 
@@ -55,7 +60,7 @@ class Sleeping:
                 structlog.get_logger().warning("not looked", error=type(error).__name__)
 
     async def look(self) -> None:
-        """Measures every database that is awake, and ends those that nobody uses.
+        """Measures every database that is awake and due, and ends those that nobody uses.
 
         Raises:
             UnavailableError: the rows cannot be read.
@@ -65,7 +70,13 @@ class Sleeping:
         ids = frozenset(deployment.deployment_id for deployment in awake)
         self._seen = {one: seen for one, seen in self._seen.items() if one in ids}
         self._uses.forget_all_but(ids)
-        await asyncio.gather(*(self._attempt(deployment) for deployment in awake))
+        await asyncio.gather(*(self._attempt(one) for one in awake if self._is_due(one)))
+
+    def _is_due(self, deployment: Deployment) -> bool:
+        seen = self._seen.get(deployment.deployment_id)
+        part = deployment.idle_timeout.total_seconds() / _PARTS_OF_IDLE_TIME
+        pause = min(part or self._most, self._most)
+        return seen is None or time.monotonic() - seen.at >= pause
 
     async def _attempt(self, deployment: Deployment) -> None:
         """What fails now is tried again the next time."""
@@ -111,7 +122,7 @@ class Sleeping:
         await self._write_down(deployment_id, seen, measured)
         used = seen is None or measured.busy or measured.statements != seen.measured.statements
         since = now if seen is None or used else seen.unused_since
-        self._seen[deployment_id] = _Seen(measured, since)
+        self._seen[deployment_id] = _Seen(measured, now, since)
         idle = now - max(since, self._uses.last(deployment_id))
         return timedelta(0) < deployment.idle_timeout <= timedelta(seconds=idle)
 

@@ -61,7 +61,7 @@ class Suspension:
             operation = await self._begin(tenant, deployment_id, job)
         if _is_shut(operation):
             return operation
-        async with self._locks.hold(deployment_id, LOCK_PATIENCE):
+        async with self._locks.hold(deployment_id, LOCK_PATIENCE, caller=tenant):
             return await self._shut(tenant, caller, operation)
 
     async def _begun(self, tenant: TenantId, deployment_id: DeploymentId) -> Operation | None:

@@ -22,7 +22,7 @@ from services.provisioner.ports import Locks
 from services.provisioner.uses import Uses
 from services.shared.deadline import time_remaining
 from services.shared.errors import FailedPreconditionError, NotFoundError, Reason
-from services.shared.ids import DeploymentId
+from services.shared.ids import DeploymentId, TenantId
 from services.shared.postgres import Database
 
 # A server that recovers from a crash takes its time; who asks for it waits no longer than this.
@@ -100,7 +100,7 @@ class Waking:
                 return address
         try:
             async with asyncio.timeout(_within_deadline(_PATIENCE.total_seconds())):
-                return await asyncio.shield(self._flight(deployment.deployment_id))
+                return await asyncio.shield(self._flight(deployment))
         except (DriverError, TimeoutError) as error:
             raise not_ready() from error
 
@@ -108,13 +108,14 @@ class Waking:
         """Returns where the database runs if it does; starts nothing."""
         return await self._driver.exists(deployment_id)
 
-    def _flight(self, deployment_id: DeploymentId) -> "asyncio.Task[DatabaseAddress]":
+    def _flight(self, deployment: Deployment) -> "asyncio.Task[DatabaseAddress]":
         """Returns the one wake of the deployment; it goes on though its callers have left."""
+        deployment_id, tenant = deployment.deployment_id, deployment.tenant_id
         flight = self._under_way.get(deployment_id)
         if flight is None:
             # Not in the time that its first caller has, but in its own.
             flight = asyncio.get_running_loop().create_task(
-                self._wake(deployment_id), context=Context()
+                self._wake(deployment_id, tenant), context=Context()
             )
             self._under_way[deployment_id] = flight
             flight.add_done_callback(lambda done: self._land(deployment_id, done))
@@ -127,8 +128,8 @@ class Waking:
                 "not woken", deployment_id=deployment_id, error=type(error).__name__
             )
 
-    async def _wake(self, deployment_id: DeploymentId) -> DatabaseAddress:
-        async with self._locks.hold(deployment_id, LOCK_PATIENCE):
+    async def _wake(self, deployment_id: DeploymentId, tenant: TenantId) -> DatabaseAddress:
+        async with self._locks.hold(deployment_id, LOCK_PATIENCE, caller=tenant):
             async with self._database.service() as connection:
                 deployment = usable(await store.get_deployment(connection, deployment_id))
             return await self.start(deployment)

@@ -16,6 +16,7 @@ import structlog
 from services.shared.background import background
 from services.shared.errors import NotFoundError, UnavailableError
 from services.shared.ids import TenantId
+from services.shared.places import Shares
 from services.shared.settings import PostgresSettings, secret_text
 
 Connection: TypeAlias = (
@@ -24,6 +25,8 @@ Connection: TypeAlias = (
 
 _CONNECT_TIMEOUT_SECONDS = 3.0
 _ACQUIRE_TIMEOUT_SECONDS = 3.0
+# Whoever waits so long waits for others of the same tenant.
+_SHARE_TIMEOUT_SECONDS = 10.0
 _COMMAND_TIMEOUT_SECONDS = 10.0
 # A migration may write every row anew; other replicas wait for it meanwhile.
 _MIGRATION_TIMEOUT_SECONDS = 3_600.0
@@ -93,6 +96,9 @@ class Database:
     `tenant` acts as the role `<service>_tenant`, which row-level security confines to one tenant's
     rows, so that a forgotten WHERE returns nothing (P-36). `service` acts as `<service>_service`,
     which sees across: it is for named code that has a reason.
+
+    One tenant has half of the pool's connections at most: its statements may wait for each other's
+    locks, and those of others never for that (P-38).
     """
 
     def __init__(
@@ -101,17 +107,31 @@ class Database:
         self.pool = pool
         self._service = service
         self._settings = settings
+        self._shares = Shares(max(1, settings.postgres_pool_size // 2))
 
     @asynccontextmanager
     async def tenant(self, tenant: TenantId) -> AsyncIterator[Connection]:
         """Yields a connection inside a transaction that sees `tenant`'s rows alone."""
-        async with self._transaction() as connection:
+        async with self._share(tenant), self._transaction() as connection:
             await connection.execute(
                 "SELECT set_config('role', $1, true), set_config('bulkhead.tenant_id', $2, true)",
                 f"{self._service}_tenant",
                 tenant,
             )
             yield connection
+
+    @asynccontextmanager
+    async def _share(self, tenant: TenantId) -> AsyncIterator[None]:
+        share = self._shares.of(tenant)
+        try:
+            async with asyncio.timeout(_SHARE_TIMEOUT_SECONDS):
+                await share.acquire()
+        except TimeoutError as error:
+            raise UnavailableError("too many calls of this tenant are under way") from error
+        try:
+            yield
+        finally:
+            share.release()
 
     @asynccontextmanager
     async def service(self) -> AsyncIterator[Connection]:

@@ -155,7 +155,7 @@ async def test_one_that_is_used_between_two_looks_does_not_fall_asleep(bed: Bed)
         await bed.sleeps_after(0.01)
         async with open_database(settings, "provisioner", MIGRATIONS) as database:
             driver: Any = Busy()
-            sleeping = Sleeping(database, DeploymentLocks(database), driver, Uses())
+            sleeping = Sleeping(database, DeploymentLocks(database), driver, Uses(), 60)
             for _ in range(4):
                 await asyncio.sleep(0.02)
                 await sleeping.look()
