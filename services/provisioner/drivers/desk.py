@@ -16,6 +16,9 @@ MOST_AT_ONCE = 8
 # How long one may think about what the server asks while others wait; the server's own
 # authentication_timeout is for when nobody does.
 _PATIENCE_SECONDS = 1.0
+# When more wait than the server could have as sessions, not all of them mean it.
+_MOST_HONEST = 36 - MOST_AT_ONCE
+_LITTLE_PATIENCE_SECONDS = 0.1
 _BUSY = refusal(
     SqlState.TOO_MANY_CONNECTIONS,
     "too many clients are proving who they are",
@@ -37,7 +40,8 @@ class Desk:
         self._waiting: dict[Caller, Callable[[], None]] = {}
         # Each with the timer of what the server has asked it.
         self._served: dict[Caller, asyncio.TimerHandle | None] = {}
-        self._late: dict[Caller, None] = {}
+        # Since when each has let the server wait, of those that do for longer than a little.
+        self._late: dict[Caller, float] = {}
 
     def come(self, caller: Caller, serve: Callable[[], None]) -> None:
         """Calls `serve` when it is the caller's turn, which is over when it leaves."""
@@ -52,7 +56,9 @@ class Desk:
         if caller in self._served:
             self._stop_timer(caller)
             loop = asyncio.get_running_loop()
-            self._served[caller] = loop.call_later(_PATIENCE_SECONDS, self._grow_late, caller)
+            self._served[caller] = loop.call_later(
+                _LITTLE_PATIENCE_SECONDS, self._grow_late, caller, loop.time()
+            )
 
     def leave(self, caller: Caller) -> bool:
         """Returns whether it was the caller's turn, which is over now."""
@@ -80,12 +86,18 @@ class Desk:
         late = next(iter(self._late), None)
         if late is None:
             return False
+        asked = asyncio.get_running_loop().time() - self._late[late]
+        if len(self._waiting) <= _MOST_HONEST and asked < _PATIENCE_SECONDS:
+            return False
         self._forget(late)
         late.refuse(_BUSY)
         return True
 
-    def _grow_late(self, caller: Caller) -> None:
-        self._late[caller] = None
+    def _grow_late(self, caller: Caller, asked: float) -> None:
+        self._late[caller] = asked
+        loop = asyncio.get_running_loop()
+        # A little later, for a timer may be early by what its clock does not tell.
+        self._served[caller] = loop.call_at(asked + _PATIENCE_SECONDS + 0.01, self._go_on)
         self._go_on()
 
     def _forget(self, caller: Caller) -> bool:
