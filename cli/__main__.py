@@ -1,53 +1,20 @@
 """The `bulkhead` command."""
 
-from importlib.metadata import version
-from typing import Annotated
+import sys
 
-import typer
-
-from cli import client, stack
-from cli.wrong_use import Commands
-
-_PACKAGE = "bulkhead"
-
-
-def build() -> typer.Typer:
-    """Returns the whole command line."""
-    app = typer.Typer(
-        name="bulkhead",
-        cls=Commands,
-        no_args_is_help=True,
-        add_completion=False,
-        pretty_exceptions_enable=False,
-        help="Runs Bulkhead on this machine, and talks to it wherever it runs.",
-        epilog=client.TOUR,
-    )
-    app.callback()(_options)
-    stack.register(app)
-    client.register(app)
-    return app
-
-
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        print(f"{_PACKAGE} {version(_PACKAGE)}")
-        raise typer.Exit
-
-
-def _options(
-    _version: Annotated[
-        bool,
-        typer.Option(
-            "--version", callback=_show_version, is_eager=True, help="Print the version and exit."
-        ),
-    ] = False,
-) -> None:
-    """Runs Bulkhead on this machine, and talks to it wherever it runs."""
+# As shells tell of whom Ctrl-C has ended: 128 and the number of SIGINT.
+_INTERRUPTED = 130
 
 
 def main() -> None:
-    """Exits with 0 when done, 1 when refused, 2 on wrong use."""
-    build()()
+    """Exits with 0 when done, 1 when refused, 2 on wrong use, 130 on Ctrl-C."""
+    try:
+        # What it imports takes longer than most commands: Ctrl-C may come in the middle of it.
+        from cli.program import build  # noqa: PLC0415 see above
+
+        build()()
+    except KeyboardInterrupt:
+        sys.exit(_INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -22,9 +22,9 @@ from cli.options import (
     KeyFile,
     Limit,
     NoWait,
-    RequestId,
     Timeout,
     WaitSeconds,
+    WorkRequestId,
 )
 from cli.paging import show_list
 from cli.panels import TENANT
@@ -79,7 +79,7 @@ def create(
     ] = Target.FILE,
     no_wait: NoWait = False,
     wait_seconds: WaitSeconds = WAIT_SECONDS,
-    request_id: RequestId = "",
+    request_id: WorkRequestId = "",
     as_json: Json = False,
     api: Api = "",
     key_file: KeyFile = None,
@@ -148,13 +148,17 @@ def restore(
     mcp: Mcp = False,
     no_wait: NoWait = False,
     wait_seconds: WaitSeconds = WAIT_SECONDS,
-    request_id: RequestId = "",
+    request_id: WorkRequestId = "",
     as_json: Json = False,
     api: Api = "",
     key_file: KeyFile = None,
     timeout: Timeout = CALL_SECONDS,
 ) -> None:
-    """Make a new deployment with the database of a backup; the one it came from is not touched."""
+    """Make a new deployment with the database of a backup; the one it came from is not touched.
+
+    The new one has the database alone, with a host and passwords of its own:
+    no bucket, secrets or administrator, no keys, and nothing that was lent.
+    """
     request = pb.RestoreBackupRequest(
         request_id=request_id or str(uuid.uuid4()),
         backup_id=checked_id(backup_id, "bak"),

@@ -1,17 +1,19 @@
 """The commands `bulkhead certificate …`."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from bulkhead.provisioner.v1 import provisioner_service_pb2 as pb
 
-from cli.deletions import certified
-from cli.options import CALL_SECONDS, WAIT_SECONDS, Api, Json, NoWait, Timeout, WaitSeconds
+from cli.certificate_text import parts, retained
+from cli.deletions import certified, certified_now
+from cli.options import CALL_SECONDS, WAIT_SECONDS, Api, Json, Timeout, WaitSeconds
 from cli.panels import TENANT
 from cli.rendering import as_json as to_json
-from cli.rendering import document
+from cli.rendering import document, table
 from cli.secret_input import secret
 from cli.session import REFUSED, Connection, Session, run
 
@@ -45,7 +47,10 @@ def register(app: typer.Typer) -> None:
 
 def get(
     token_file: TokenFile,
-    no_wait: NoWait = False,
+    no_wait: Annotated[
+        bool,
+        typer.Option("--no-wait", help="Do not wait: exit with 1 when there is none yet."),
+    ] = False,
     wait_seconds: WaitSeconds = WAIT_SECONDS,
     as_json: Json = False,
     api: Api = "",
@@ -53,19 +58,17 @@ def get(
 ) -> None:
     """Print the certificate of a deletion, once there is one; no key is needed.
 
-    What the deletion still waits for is told on stderr.
+    What the deletion still waits for is told on stderr; standard output has
+    the certificate, or nothing.
     """
     token = secret(token_file, "Token", "--token-file")
 
     async def command(session: Session) -> None:
         if no_wait:
-            request = pb.GetDeletionCertificateRequest(certificate_token=token)
-            answer = await session.provisioner.GetDeletionCertificate(request)
-            text = answer.certificate or "not issued yet"
+            answer = await certified_now(session, token)
         else:
             answer = await certified(session, token, wait_seconds)
-            text = answer.certificate
-        session.show(document(answer), text)
+        session.show(document(answer), answer.certificate)
 
     run(Connection(api, None, timeout, as_json), command, keyless=True)
 
@@ -93,6 +96,10 @@ def verify(
         Path,
         typer.Option("--keys", metavar="FILE", help="The keys, as `certificate keys` prints them."),
     ],
+    full: Annotated[
+        bool,
+        typer.Option("--full", help="Also say when each resource ended, and how that was checked."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Check a certificate without asking anybody; exits with 1 when it does not verify.
@@ -108,7 +115,7 @@ def verify(
         verdict = check(_read(file), _read(keys_file))
     except BadKeysError as error:
         raise typer.BadParameter(f"--keys: {keys_file}: {error}") from None
-    print(to_json(_shown(verdict)) if as_json else _told(verdict))
+    print(to_json(_shown(verdict)) if as_json else _told(verdict, full=full))
     if not verdict.verified:
         raise typer.Exit(REFUSED)
 
@@ -131,17 +138,17 @@ def _shown(verdict: "Verdict") -> dict[str, Any]:
     }
 
 
-def _told(verdict: "Verdict") -> str:
+def _told(verdict: "Verdict", *, full: bool) -> str:
     if not verdict.verified:
         return "\n".join(["NOT VERIFIED", *(f"- {problem}" for problem in verdict.problems)])
     found = verdict.document
     resources = found["resources"]
     lines = [
-        f"verified: {found['sub']} is deleted, and nothing is left of it",
+        f"verified: the holder of the key {verdict.key_id} states that {found['sub']} is deleted",
         f"requested  {found['requested_at']}",
         f"cut off    {found['cut_off_at']}: keys and hosts",
         f"shut       {found['access_revoked_at']}: whatever else opened something",
-        f"certified  {found['issued_at']}, by the key {verdict.key_id}",
+        f"certified  {found['issued_at']}",
         f"resources  {len(resources)}, each destroyed and looked after",
     ]
     grants = [
@@ -154,4 +161,9 @@ def _told(verdict: "Verdict") -> str:
         for each in resources
         if "unrecoverable_after" in each
     ]
-    return "\n".join([*lines, *grants, *kept])
+    staying = [f"retained   {each}" for each in retained(found)]
+    return "\n".join([*lines, *grants, *kept, *staying, *(_tables(found) if full else ())])
+
+
+def _tables(found: Mapping[str, Any]) -> list[str]:
+    return [f"\n{part.title}\n{table(part.header, part.rows)}" for part in parts(found)]

@@ -17,9 +17,9 @@ from cli.options import (
     Json,
     KeyFile,
     NoWait,
-    RequestId,
     Timeout,
     WaitSeconds,
+    WorkRequestId,
 )
 from cli.rendering import document
 from cli.session import Connection, Session, run
@@ -52,7 +52,7 @@ def branch(
     mcp: Mcp = False,
     no_wait: NoWait = False,
     wait_seconds: WaitSeconds = WAIT_SECONDS,
-    request_id: RequestId = "",
+    request_id: WorkRequestId = "",
     as_json: Json = False,
     api: Api = "",
     key_file: KeyFile = None,
@@ -60,8 +60,9 @@ def branch(
 ) -> None:
     """Make a new deployment whose database is a copy of another's, as it is at one moment.
 
-    The other is in use meanwhile. Host, keys and passwords of the copy are its
-    own; secrets and bucket are not copied.
+    The other is in use meanwhile. The copy has the database alone, with a host
+    and passwords of its own: no bucket, secrets or administrator, no keys, and
+    nothing that was lent to the other.
     """
     request = pb.CreateBranchRequest(
         request_id=request_id or str(uuid.uuid4()),
@@ -85,8 +86,14 @@ async def show_made(session: Session, made: Made, seconds: float | None) -> None
     """
     deployment, operation = made.deployment, made.operation
     if seconds is not None:
-        operation = await finished(session, operation, seconds)
+        operation = await finished(session, operation, seconds, _absent(deployment))
         request = pb.GetDeploymentRequest(deployment_id=deployment.deployment_id)
         deployment = (await session.provisioner.GetDeployment(request)).deployment
     session.show(with_operation(document(deployment), operation), deployment_text(deployment))
     session.tell(f"Next: bulkhead key issue --deployment {deployment.deployment_id}")
+
+
+def _absent(deployment: pb.Deployment) -> frozenset[str]:
+    """Returns the steps that make what the deployment does not have."""
+    parts = {"database": deployment.database, "bucket": deployment.bucket}
+    return frozenset(step for step, has in parts.items() if not has)

@@ -89,9 +89,7 @@ def admin_password(
     deployment_id: Annotated[
         str, typer.Argument(metavar="ID", help="`dep_…`, made with --bootstrap-admin.")
     ],
-    yes: Annotated[
-        bool, typer.Option("--yes", help="Do not ask whether you are ready to keep it.")
-    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Show it without asking.")] = False,
     as_json: Json = False,
     api: Api = "",
     key_file: KeyFile = None,
@@ -104,7 +102,7 @@ def admin_password(
     request = pb.RevealBootstrapAdminRequest(deployment_id=checked_id(deployment_id, "dep"))
     if not yes:
         typer.confirm(
-            "It is shown once, and erased with that. Are you ready to keep it?",
+            "The password is shown this once, and nobody can show it again. Show it now?",
             abort=True,
             err=True,
         )

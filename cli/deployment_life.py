@@ -19,9 +19,9 @@ from cli.options import (
     Json,
     KeyFile,
     NoWait,
-    RequestId,
     Timeout,
     WaitSeconds,
+    WorkRequestId,
 )
 from cli.patience import IdleTimeout, idle_timeout, span_text
 from cli.rendering import document
@@ -199,7 +199,7 @@ def rotate(
             show_default=False,
         ),
     ] = None,
-    request_id: RequestId = "",
+    request_id: WorkRequestId = "",
     as_json: Json = False,
     api: Api = "",
     key_file: KeyFile = None,

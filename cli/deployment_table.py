@@ -10,6 +10,7 @@ from cli.fitting import fitted
 from cli.patience import idle_text
 from cli.rendering import document, enum_text, fields, minute_text, table, time_text
 from cli.sizes import size_text
+from cli.steps import step_text
 
 _WRAPPED_REASON: Mapping[str, int] = MappingProxyType({"reason": 16, "size": 10})
 _OVER_QUOTA = "over its quota: writes are refused"
@@ -105,7 +106,7 @@ def _last(deployment: pb.Deployment) -> str:
     kind = enum_text(pb.OperationKind.Name(last.kind), "OPERATION_KIND_")
     state = enum_text(pb.OperationState.Name(last.state), "OPERATION_STATE_")
     if last.state == pb.OPERATION_STATE_RUNNING:
-        return f"{kind}, {state}: {last.step}"
+        return f"{kind}, {state}: {step_text(last.step)}"
     return f"{kind}, {state} {time_text(last.end_time)}"
 
 
@@ -115,4 +116,4 @@ def _failed(deployment: pb.Deployment) -> str:
     if not last.message:
         return ""
     tries = f" (tried {last.retries + 1} times)" if last.retries else ""
-    return f"{last.operation_id} at {last.step}{tries}: {last.message}"
+    return f"{last.operation_id}, {step_text(last.step)}{tries}: {last.message}"

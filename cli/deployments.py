@@ -10,6 +10,7 @@ import typer
 from bulkhead.provisioner.v1 import provisioner_service_pb2 as pb
 
 from cli import deployment_copies, deployment_environment, deployment_life
+from cli.confirmation import ask_at_terminal
 from cli.deletions import certified
 from cli.deployment_copies import show_made
 from cli.deployment_table import deployment_table, deployment_text, with_operation
@@ -22,9 +23,9 @@ from cli.options import (
     KeyFile,
     Limit,
     NoWait,
-    RequestId,
     Timeout,
     WaitSeconds,
+    WorkRequestId,
 )
 from cli.paging import show_list
 from cli.panels import TENANT
@@ -111,7 +112,7 @@ def create(
     idle: IdleTimeout = "",
     no_wait: NoWait = False,
     wait_seconds: WaitSeconds = WAIT_SECONDS,
-    request_id: RequestId = "",
+    request_id: WorkRequestId = "",
     as_json: Json = False,
     api: Api = "",
     key_file: KeyFile = None,
@@ -204,6 +205,9 @@ def delete(
         Path | None,
         typer.Option("--certificate", metavar="FILE", help="Write the proof of it here."),
     ] = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Do not ask; it is asked at a terminal alone.")
+    ] = False,
     no_wait: NoWait = False,
     wait_seconds: WaitSeconds = WAIT_SECONDS,
     as_json: Json = False,
@@ -211,12 +215,18 @@ def delete(
     key_file: KeyFile = None,
     timeout: Timeout = CALL_SECONDS,
 ) -> None:
-    """Delete a deployment with its data, and wait until nothing is left of it.
+    """Delete a deployment with its data and its backups, and wait until nothing is left of it.
 
-    Its keys and its host are dead at once, whether you wait or not.
+    Its keys and its host are dead at once, whether you wait or not. Repeated
+    with --certificate, it writes the proof of a deletion that was begun before.
     """
     if no_wait and certificate is not None:
         raise typer.BadParameter("--certificate needs the end of it: leave --no-wait out")
+    if not yes:
+        ask_at_terminal(
+            f"{deployment_id}: its database, bucket, secrets and backups will be gone for good."
+            " Delete them?"
+        )
     request = pb.DeleteDeploymentRequest(deployment_id=deployment_id)
 
     async def command(session: Session) -> None:
@@ -225,7 +235,8 @@ def delete(
         if not no_wait:
             operation = await finished(session, operation, wait_seconds)
             if certificate is not None:
-                answer = await certified(session, deleted.certificate_token, wait_seconds)
+                see = f"bulkhead deployment delete {deployment_id} --certificate {certificate}"
+                answer = await certified(session, deleted.certificate_token, wait_seconds, see)
                 write_private(certificate, answer.certificate)
         done = "is going" if no_wait else "is deleted"
         shown = with_operation(

@@ -54,6 +54,15 @@ RequestId = Annotated[
         show_default=False,
     ),
 ]
+WorkRequestId = Annotated[
+    str,
+    typer.Option(
+        "--request-id",
+        metavar="ID",
+        help="Repeat with the same id, and it is done once. \\[default: a new one]",
+        show_default=False,
+    ),
+]
 Limit = Annotated[
     int | None,
     typer.Option("--limit", min=1, metavar="N", help="Stop after N; without it, list all."),

@@ -53,6 +53,7 @@ _ADVICE = {
 }
 # By which a message says by itself what can be typed.
 _COMMAND = "bulkhead "
+_AGAIN = "try again"
 
 
 @dataclass(eq=False)
@@ -65,6 +66,8 @@ class Refusal(Exception):  # noqa: N818 it is what the exit code 1 means, not a 
     field_name: str = ""
     retry_after_seconds: float | None = None
     metadata: dict[str, str] = field(default_factory=dict)
+    # What is known all the same; scripts have it beside the error.
+    answer: dict[str, Any] = field(default_factory=dict)
 
     def line(self, options: Mapping[str, str]) -> str:
         """Returns one line for people.
@@ -74,7 +77,8 @@ class Refusal(Exception):  # noqa: N818 it is what the exit code 1 means, not a 
         """
         head = " ".join(part for part in ("refused:", self.code, self.reason) if part)
         told = self._message({**_OPTIONS, **options})
-        return f"{head}: {told}{self._advice(told)}{self._again()}"
+        more = f"{self._advice(told)}{self._again(told)}"
+        return f"{head}: {told.rstrip('.') if more else told}{more}"
 
     def _advice(self, told: str) -> str:
         advice = _ADVICE.get(self.reason, "")
@@ -97,10 +101,11 @@ class Refusal(Exception):  # noqa: N818 it is what the exit code 1 means, not a 
             return f"{options[parent]} {child}"
         return options.get(name, self.field_name)
 
-    def _again(self) -> str:
+    def _again(self, told: str) -> str:
         if self.retry_after_seconds is not None:
-            return f"; try again in {self.retry_after_seconds:.3g} s"
-        return "; try again" if self.code == "UNAVAILABLE" and self.reason != _NOBODY else ""
+            return f"; {_AGAIN} in {self.retry_after_seconds:.3g} s"
+        said = self.reason == _NOBODY or _AGAIN in told.lower()
+        return f"; {_AGAIN}" if self.code == "UNAVAILABLE" and not said else ""
 
     @property
     def document(self) -> dict[str, Any]:
@@ -116,7 +121,7 @@ class Refusal(Exception):  # noqa: N818 it is what the exit code 1 means, not a 
             error["retry_after_seconds"] = self.retry_after_seconds
         if self.metadata:
             error["metadata"] = self.metadata
-        return {"error": error}
+        return {**self.answer, "error": error}
 
 
 def refusal_of(error: grpc.aio.AioRpcError, target: str) -> Refusal:

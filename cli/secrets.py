@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from types import MappingProxyType
 from typing import Annotated
 
+import grpc
 import typer
 from bulkhead.provisioner.v1 import provisioner_service_pb2 as pb
 
@@ -101,8 +102,9 @@ def put(
         request.value = content(value_file, name, "--value-file")
 
     async def command(session: Session) -> None:
+        before = await _is_there(session, request)
         kept = (await session.provisioner.PutSecret(request)).secret
-        session.show(document(kept), _shown(kept))
+        session.show(document(kept), _shown(kept, "replaced" if before else ""))
 
     run(Connection(api, key_file, timeout, as_json), command, _AS_OPTIONS)
 
@@ -142,10 +144,24 @@ def delete(
     run(Connection(api, key_file, timeout, as_json), command, _AS_OPTIONS)
 
 
-def _shown(secret: pb.Secret) -> str:
+async def _is_there(session: Session, request: pb.PutSecretRequest) -> bool:
+    """Returns whether there is one of the name, as far as the key may know."""
+    if session.json:
+        return False
+    asked = pb.ListSecretsRequest(deployment_id=request.deployment_id)
+    try:
+        found = (await session.provisioner.ListSecrets(asked)).secrets
+    except grpc.aio.AioRpcError:
+        # What is to be done tells what is wrong; a key that may only put is none of that.
+        return False
+    return any(one.name == request.name for one in found)
+
+
+def _shown(secret: pb.Secret, state: str) -> str:
     return fields(
         {
             "secret": secret.name,
+            "state": state,
             "value": _origin(secret),
             "updated": time_text(secret.update_time),
         }

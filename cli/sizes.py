@@ -10,7 +10,7 @@ import typer
 _STEP = 1_024
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _BYTES: Mapping[str, int] = MappingProxyType(
-    {"": 1, **{unit.lower(): _STEP**power for power, unit in enumerate(_UNITS)}}
+    {unit.lower(): _STEP**power for power, unit in enumerate(_UNITS)}
 )
 _SIZE = re.compile(r"(\d{1,9}(?:\.\d{1,3})?) ?([A-Za-z]{0,3})", re.ASCII)
 _MOST = 1 << 62
@@ -27,12 +27,15 @@ Storage = Annotated[
 
 
 def size(text: str, option: str) -> int:
-    """Returns how many bytes `512MiB`, `2GiB` or `1000000` are.
+    """Returns how many bytes `512MiB`, `2GiB` or `1000000B` are.
 
     Raises:
         typer.BadParameter: it is no size, or none of any use; it names the option.
     """
     found = _SIZE.fullmatch(text)
+    if found and not found[2]:
+        # Whoever writes 5 hardly means bytes.
+        raise typer.BadParameter(f"{option}: {text!r} has no unit; say one, as 500MiB")
     unit = _BYTES.get(found[2].lower()) if found else None
     if found is None or unit is None:
         raise typer.BadParameter(f"{option}: {text!r} is not a size; write 512MiB or 2GiB")

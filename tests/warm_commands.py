@@ -24,6 +24,7 @@ ADDRESS_VARIABLE = "BULKHEAD_TEST_COMMANDS"
 # With `-c` as well, so that a command names itself as one does that was started that way.
 _PROGRAM = """
 import pydantic.type_adapter, rich.markdown, rich.panel, typer.rich_utils
+import cli.program
 from cli.__main__ import main
 from tests.warm_commands import serve
 serve()

@@ -29,7 +29,7 @@ from tests.contracts import ROOT
 from tests.scripted_api import KEY, ScriptedApi, bulkhead, time
 
 # What the whole command line imports before it knows which command was asked for.
-BUILT = "import sys; from cli.__main__ import build; build(); print(*sys.modules)"
+BUILT = "import sys; from cli.program import build; build(); print(*sys.modules)"
 
 
 TENANT = auth_pb.CreateTenantResponse(

@@ -32,10 +32,15 @@ DOCUMENT: dict[str, Any] = {
     "cut_off_at": "2026-11-22T12:00:01Z",
     "access_revoked_at": "2026-11-22T12:00:01Z",
     "resources": [
-        {"deployment_id": DEPLOYMENT, "kind": kind, "details": {}, **TIMES}
+        {
+            "deployment_id": DEPLOYMENT,
+            "kind": kind,
+            "details": {"checked": "files looked for"},
+            **TIMES,
+        }
         for kind in ("keys", "route", "loans", "counters")
     ],
-    "retained": [],
+    "retained": [{"what": "ids", "why": "so that none is given again"}],
 }
 
 
@@ -50,7 +55,12 @@ async def test_a_certificate_is_checked_without_asking_anybody(tmp_path: Path) -
     arguments = ("certificate", "verify", str(proof), "--keys", str(keys))
     outcome = await bulkhead(1, *arguments, **NOBODY)
     assert outcome.code == 0, outcome.err
-    assert f"verified: {DEPLOYMENT} is deleted" in outcome.out
+    assert f"states that {DEPLOYMENT} is deleted" in outcome.out
+    assert "retained   ids" in outcome.out
+    assert "files looked for" not in outcome.out
+    outcome = await bulkhead(1, *arguments, "--full", **NOBODY)
+    (row,) = (line for line in outcome.out.splitlines() if line.startswith("route "))
+    assert row.split(maxsplit=4) == ["route", "+1.00", "+2.00", "+3.00", "files looked for"]
     whole = proof.read_text()
     proof.write_text(whole.replace(whole[-60], "A" if whole[-60] != "A" else "B"))
     outcome = await bulkhead(1, *arguments, "--json", **NOBODY)
@@ -89,6 +99,25 @@ async def test_get_waits_for_the_certificate_and_tells_what_for_without_a_key(
     assert outcome.err.count("database: files") == 1
     assert {one.certificate_token for one in api.requests("GetDeletionCertificate")} == {"t" * 40}
     assert all("authorization" not in metadata for _, _, metadata, _ in api.asked)
+
+
+async def test_no_wait_prints_nothing_that_could_be_taken_for_a_certificate(
+    api: ScriptedApi, tmp_path: Path
+) -> None:
+    left = pb.Remainder(deployment_id=DEPLOYMENT, step="uncounting", message="away")
+    api.answers["GetDeletionCertificate"] = pb.GetDeletionCertificateResponse(
+        state=pb.OPERATION_STATE_RUNNING, remainders=[left]
+    )
+    token = tmp_path / "token"
+    token.write_text("t" * 40)
+    get = ("certificate", "get", "--token-file", str(token), "--no-wait")
+    outcome = await bulkhead(api.port, *get)
+    assert (outcome.code, outcome.out) == (1, "")
+    assert f"… {DEPLOYMENT}: removing its counters (away)" in outcome.err
+    outcome = await bulkhead(api.port, *get, "--json")
+    assert (outcome.code, outcome.json["certificate"]) == (1, "")
+    assert outcome.json["error"]["reason"] == "OPERATION_RUNNING"
+    assert outcome.json["remainders"][0]["message"] == "away"
 
 
 async def test_keys_prints_the_key_set_as_it_is(api: ScriptedApi, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from bulkhead.auth.v1 import auth_service_pb2 as auth_pb
 from bulkhead.credentials.v1 import credentials_service_pb2 as pb
 from typer.testing import CliRunner
 
-from cli.__main__ import build
+from cli.program import build
 from services.shared.errors import InvalidFieldError, UnavailableError
 from tests.canaries import STATIC_TOKEN
 from tests.scripted_api import COMMAND_SECONDS, CREATED, KEY, PROGRAM, ScriptedApi, bulkhead, time

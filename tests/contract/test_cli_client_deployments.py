@@ -70,10 +70,10 @@ async def test_deployment_create_waits_tells_each_step_and_flattens(api: Scripte
     assert shown["operation"]["state"] == "OPERATION_STATE_SUCCEEDED"
     steps = [line for line in outcome.err.splitlines() if line.startswith("…")]
     assert steps == [
-        "… registering",
-        "… database",
-        "… database (try 2: port taken)",
-        "… publishing",
+        "… preparing its keys",
+        "… making its database",
+        "… making its database (try 2: port taken)",
+        "… opening its host",
     ]
 
 

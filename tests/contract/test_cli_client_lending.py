@@ -26,7 +26,7 @@ from bulkhead.provisioner.v1.provisioner_service_pb2_grpc import (
 from bulkhead.ratelimit.v1.ratelimit_service_pb2_grpc import RatelimitServiceStub
 from typer.testing import CliRunner
 
-from cli.__main__ import build
+from cli.program import build
 from cli.refusal import Refusal
 from cli.session import Session
 from cli.waiting import Patience, allowed

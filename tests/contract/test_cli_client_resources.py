@@ -77,7 +77,7 @@ async def test_get_shows_each_part_with_its_reason_and_the_last_error(api: Scrip
     words = " ".join(outcome.out.split())
     assert "over its quota" in words
     assert "nobody of us" in words
-    assert "op_1 at issuing (tried 5 times): disk full" in lines
+    assert "op_1, making new passwords (tried 5 times): disk full" in lines
 
 
 async def test_create_declares_every_resource(api: ScriptedApi) -> None:
@@ -108,10 +108,11 @@ async def test_update_sends_what_was_named_alone(api: ScriptedApi) -> None:
     ("arguments", "words"),
     [
         (("--storage", "2 gigs"), "write 512MiB or 2GiB"),
-        (("--storage", "0"), "out of reach"),
+        (("--storage", "0B"), "out of reach"),
+        (("--storage", "5"), "say one, as 500MiB"),
         (("--idle-timeout", "soon"), "write 90s, 10m, 2h or never"),
     ],
-    ids=["size", "nothing", "time"],
+    ids=["size", "nothing", "no unit", "time"],
 )
 async def test_what_is_no_size_or_time_is_wrong_use(
     api: ScriptedApi, arguments: tuple[str, ...], words: str
@@ -200,12 +201,15 @@ async def test_a_secret_is_read_and_never_shown(api: ScriptedApi, tmp_path: Path
     api.answers["PutSecret"] = pb.PutSecretResponse(
         secret=pb.Secret(name="KEY", update_time=time())
     )
+    api.answers["ListSecrets"] = pb.ListSecretsResponse()
     put = ("secret", "put", DEPLOYMENT, "KEY")
     outcome = await bulkhead(api.port, *put, "--value-file", "-", given=f" {PASSWORD}\n\n")
     assert outcome.code == 0, outcome.err
     assert PASSWORD not in outcome.out + outcome.err
+    assert "replaced" not in outcome.out
+    api.answers["ListSecrets"] = pb.ListSecretsResponse(secrets=[pb.Secret(name="KEY")])
     outcome = await bulkhead(api.port, *put, "--generate", "--length", "64")
-    assert outcome.code == 0, outcome.err
+    assert (outcome.code, "replaced" in outcome.out) == (0, True), outcome.err
     given, generated = api.requests("PutSecret")
     assert given.value == f" {PASSWORD}\n"
     assert generated.generate_length == 64

@@ -9,7 +9,7 @@ from bulkhead.credentials.v1 import credentials_service_pb2 as pb
 from google.protobuf.duration_pb2 import Duration
 from typer.testing import CliRunner
 
-from cli.__main__ import build
+from cli.program import build
 from services.shared.errors import InvalidFieldError
 from tests.canaries import ACCESS_TOKEN
 from tests.scripted_api import CREATED, ScriptedApi, bulkhead, time

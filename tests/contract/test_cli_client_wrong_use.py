@@ -11,8 +11,8 @@ from google.rpc.code_pb2 import Code
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from cli.__main__ import build
 from cli.panels import ORDER
+from cli.program import build
 from cli.refusal import Refusal
 from cli.wrong_use import refuse_keys
 from services.shared.errors import BulkheadError, InvalidFieldError, UnavailableError

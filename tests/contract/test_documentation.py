@@ -17,7 +17,7 @@ import typer
 from pydantic import TypeAdapter
 from pydantic_settings import BaseSettings
 
-from cli.__main__ import build
+from cli.program import build
 from services.shared.keyring.settings import KeyringSettings
 from services.shared.settings import PostgresSettings, ServiceSettings, ValkeySettings
 

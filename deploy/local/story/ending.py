@@ -2,12 +2,11 @@
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
-from datetime import datetime
-from itertools import groupby
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cli.certificate_text import parts, retained
 from deploy.local.files import write_private
 from deploy.local.story.refusals import PATH
 from deploy.local.story.scene import Deployment, Scene
@@ -15,8 +14,6 @@ from deploy.local.story.stage import Surprise
 
 _OK, _UNKNOWN = 200, 404
 _REFUSED = 1
-_COLUMNS = ("resource", "cut off", "destroyed", "checked", "and found")
-_TIMES = ("access_revoked_at", "destroyed_at", "verified_gone_at")
 
 
 async def tenant_deleted(scene: Scene, home: Deployment, neighbour: Deployment) -> None:
@@ -82,45 +79,11 @@ async def _tampered(scene: Scene, certificate: str) -> None:
 def _show(scene: Scene, said: Mapping[str, Any]) -> None:
     """Shows the certificate: each resource of each deployment, then each service."""
     stage = scene.stage
-    began = datetime.fromisoformat(said["requested_at"])
-    stage.say(f"It says of {said['sub']}, in seconds after the request:")
-    stage.rows(
-        ("requested", "keys and hosts cut off", "all shut", "certified"),
-        [
-            (
-                said["requested_at"],
-                _after(began, said["cut_off_at"]),
-                _after(began, said["access_revoked_at"]),
-                _after(began, said["issued_at"]),
-            )
-        ],
-    )
-    resources = sorted(said["resources"], key=_deployment)
-    for deployment, parts in groupby(resources, key=_deployment):
-        stage.say(deployment)
-        stage.rows(_COLUMNS, [_row(began, each) for each in parts])
-    services = said["services"]
-    stage.say("each service, of the tenant itself")
-    stage.rows(
-        ("service", "erased"),
-        [(name, _after(began, services[name]["erased_at"])) for name in sorted(services)],
-    )
-    for kept in said["retained"]:
-        stage.aside(f"kept: {kept['what']}")
-
-
-def _row(began: datetime, resource: Mapping[str, Any]) -> Sequence[str]:
-    times = [_after(began, resource[name]) for name in _TIMES]
-    return (resource["kind"], *times, resource["details"].get("checked", ""))
-
-
-def _deployment(resource: Mapping[str, Any]) -> str:
-    return str(resource["deployment_id"])
-
-
-def _after(began: datetime, moment: str) -> str:
-    """Returns how many seconds after the beginning a moment is, as `+0.31`."""
-    return f"{(datetime.fromisoformat(moment) - began).total_seconds():+.2f}"
+    for part in parts(said):
+        stage.say(part.title)
+        stage.rows(part.header, part.rows)
+    for kept in retained(said):
+        stage.aside(f"kept: {kept}")
 
 
 def _short(scene: Scene, line: str) -> str:
