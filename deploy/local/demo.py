@@ -37,7 +37,7 @@ from deploy.local.story.temporary import temporary_state
 from deploy.local.supervisor import StartError
 from deploy.local.traces import Receiver, otlp_receiver
 
-_MOST_SECONDS = 180.0
+_MOST_SECONDS = 300.0
 _SURPRISED, _INTERRUPTED = 1, 130
 # So that nobody waits long for a database to be seen idle.
 _QUICK: Overrides = MappingProxyType({"provisioner": {"look_seconds": "0.5"}})

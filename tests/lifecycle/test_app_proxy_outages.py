@@ -132,12 +132,14 @@ async def test_a_statement_in_flight_is_answered_before_the_service_ends(
     async with fragile.agent() as agent:
         await agent.call_tool("query", {"sql": "SELECT 1"})
         slow = asyncio.create_task(
-            agent.call_tool("query", {"sql": "SELECT 'whole' AS x, pg_sleep(1.5)"})
+            agent.call_tool(
+                "query", {"sql": "SELECT 'whole' AS x, pg_advisory_lock(7), pg_sleep(1.5)"}
+            )
         )
         async with asyncio.timeout(_PATIENCE_SECONDS):
             while True:
                 busy = await agent.call_tool(
-                    "query", {"sql": "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep'"}
+                    "query", {"sql": "SELECT 1 FROM pg_locks WHERE locktype = 'advisory'"}
                 )
                 if 'row_count":1' in said(busy):
                     break
