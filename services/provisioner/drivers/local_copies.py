@@ -10,6 +10,7 @@ import os
 import secrets
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -42,6 +43,8 @@ from services.shared.ids import BackupId, DeploymentId
 _CONNECT_SECONDS = 5.0
 # A checkpoint comes first: it writes what changed, and waits for the disk.
 _COMMAND_SECONDS = 120.0
+# More than are ever made at once: how many that are is for whoever asks for them to say.
+_MOST_THREADS = 64
 # The names of the segments of WAL from one place in it to another.
 _SEGMENTS = """\
 SELECT DISTINCT pg_walfile_name(least($1::pg_lsn + number * size, $2::pg_lsn)) AS name
@@ -57,6 +60,8 @@ class LocalCopies:
     def __init__(self, home: Path, secret: MasterSecret) -> None:
         self._home = home
         self._secret = secret
+        # Calls wait for short work in threads; none of theirs is taken by copies, which are long.
+        self._threads = ThreadPoolExecutor(_MOST_THREADS, "copy")
 
     async def branch(self, source: DeploymentId, target: DeploymentId) -> None:
         """Makes the target's database a copy of the source's; see the protocol."""
@@ -75,7 +80,7 @@ class LocalCopies:
         key_of = self._key_of(source, backup)
 
         async def unpack(sink: Sink) -> None:
-            await to_its_end(partial(cluster_archive.unpack, file, key_of, sink))
+            await to_its_end(partial(cluster_archive.unpack, file, key_of, sink), self._threads)
 
         await self._make(target, unpack)
 
@@ -83,7 +88,7 @@ class LocalCopies:
         sink = await to_its_end(partial(ArchiveSink, file, self._key_of(deployment, backup)))
         try:
             await self._copy(deployment, sink)
-            return await to_its_end(sink.keep)
+            return await to_its_end(sink.keep, self._threads)
         finally:
             await to_its_end(sink.discard)
 
@@ -99,7 +104,7 @@ class LocalCopies:
                     await fill(sink)
                     copy_text(sink, "pg_hba.conf", local_database.ACCESS)
                     sink.hand_over()
-                    await to_its_end(partial(self._disown, half, target, lock))
+                    await to_its_end(partial(self._disown, half, target, lock), self._threads)
                     _publish(half, directory)
 
     async def _copy(self, source: DeploymentId, sink: Sink) -> None:
@@ -110,7 +115,9 @@ class LocalCopies:
                 server = running(directory)
                 if server is None:
                     await end_remains(directory)
-                    await to_its_end(partial(copy_cluster, directory, sink, live=False))
+                    await to_its_end(
+                        partial(copy_cluster, directory, sink, live=False), self._threads
+                    )
                     return
         await self._copy_live(source, server, sink)
 
@@ -124,12 +131,14 @@ class LocalCopies:
                 "SELECT pg_create_physical_replication_slot($1, true, true)", slot
             )
             started = await session.fetchval("SELECT pg_backup_start($1, true)", slot)
-            await to_its_end(partial(copy_cluster, directory, sink, live=True))
+            await to_its_end(partial(copy_cluster, directory, sink, live=True), self._threads)
             stopped = await session.fetchrow("SELECT lsn, labelfile FROM pg_backup_stop(false)")
             if stopped is None:
                 raise ServerError("the copy was not ended")
             rows = await session.fetch(_SEGMENTS, started, stopped["lsn"])
-            await to_its_end(partial(copy_wal, directory, sink, [row["name"] for row in rows]))
+            await to_its_end(
+                partial(copy_wal, directory, sink, [row["name"] for row in rows]), self._threads
+            )
         copy_text(sink, "backup_label", stopped["labelfile"])
 
     @contextlib.asynccontextmanager

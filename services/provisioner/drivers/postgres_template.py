@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -90,9 +91,9 @@ def partial_of(target: Path) -> Path:
     return target.with_name(f".{target.name}.partial")
 
 
-async def to_its_end(work: Callable[[], Result]) -> Result:
+async def to_its_end(work: Callable[[], Result], threads: Executor | None = None) -> Result:
     """Does `work` in a thread; who is cancelled meanwhile holds the folder until it has ended."""
-    thread = asyncio.ensure_future(asyncio.to_thread(work))
+    thread = asyncio.get_running_loop().run_in_executor(threads, work)
     try:
         return await asyncio.shield(thread)
     finally:
