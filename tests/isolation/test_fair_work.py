@@ -131,11 +131,13 @@ async def test_transactions_of_one_tenant_leave_connections_to_others(database: 
     noisy, leave = new_tenant_id(), asyncio.Event()
     staying = [asyncio.ensure_future(stay(database, noisy, leave)) for _ in range(5)]
     # Those came first, and none of them leaves before this is done.
-    for _ in range(3):
-        async with database.tenant(new_tenant_id()) as connection:
-            assert await connection.fetchval("SELECT 1") == 1
-    leave.set()
-    await asyncio.gather(*staying)
+    try:
+        for _ in range(3):
+            async with database.tenant(new_tenant_id()) as connection:
+                assert await connection.fetchval("SELECT 1") == 1
+    finally:
+        leave.set()
+        await asyncio.gather(*staying, return_exceptions=True)
 
 
 async def hold(locks: DeploymentLocks, caller: TenantId, leave: asyncio.Event) -> None:
@@ -153,8 +155,10 @@ async def test_calls_of_one_tenant_leave_locks_to_others(database: Database) -> 
     )
     done.set()
     holding = [asyncio.ensure_future(hold(locks, noisy, leave)) for _ in range(5)]
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        await hold(locks, new_tenant_id(), done)
-    assert not any(one.done() for one in holding)
-    leave.set()
-    await asyncio.gather(*holding)
+    try:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await hold(locks, new_tenant_id(), done)
+        assert not any(one.done() for one in holding)
+    finally:
+        leave.set()
+        await asyncio.gather(*holding)
