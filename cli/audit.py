@@ -10,16 +10,21 @@ from bulkhead.auth.v1 import auth_service_pb2 as pb
 
 from cli.audit_log import line, whole_log, write_lines
 from cli.audit_verification import verify
+from cli.fitting import ENDLESS, fitted, terminal_width
 from cli.moments import Since, Until, past
 from cli.options import CALL_SECONDS, Api, Json, KeyFile, Limit, Timeout
 from cli.paging import show_list
 from cli.panels import WATCH
-from cli.rendering import table, time_text
+from cli.rendering import time_text
 from cli.session import Connection, Session, run
 
 _PACKAGE = "bulkhead."
 # What refusals call the filter by key, which other commands call otherwise.
 _BY = MappingProxyType({"key_id": "--by"})
+_COLUMNS = ("no.", "time", "method", "key id", "from", "about", "reason", "trace")
+# Ids stand in lines of their own, never cut.
+_WRAPPED = MappingProxyType({"reason": 12, "about": 30})
+_MISSED_LEAST_FIRST = ("trace", "from", "reason", "about", "key id")
 
 _LIST_EXAMPLE = """Examples:
 
@@ -170,8 +175,9 @@ def _asked(method: str, by: str, about: str, since: str, until: str) -> str:
 
 
 def _listed(events: list[pb.AuditEvent]) -> str:
-    header = ("no.", "time", "method", "key id", "from", "about", "reason", "trace")
-    return table(header, [_row(event) for event in events])
+    rows = [_row(event) for event in events]
+    columns = dict(zip(_COLUMNS, map(list, zip(*rows, strict=True)), strict=True))
+    return fitted(columns, _WRAPPED, _MISSED_LEAST_FIRST, terminal_width(ENDLESS))
 
 
 def _row(event: pb.AuditEvent) -> tuple[str, ...]:
@@ -182,7 +188,7 @@ def _row(event: pb.AuditEvent) -> tuple[str, ...]:
         event.method.removeprefix(_PACKAGE),
         event.key_id,
         event.peer,
-        about or "-",
-        event.reason or "-",
-        event.trace_id or "-",
+        about,
+        event.reason,
+        event.trace_id,
     )

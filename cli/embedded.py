@@ -3,13 +3,16 @@
 import asyncio
 from collections.abc import Awaitable, Sequence
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import typer
+from google.protobuf.timestamp_pb2 import Timestamp
 
+from cli.fitting import ENDLESS, fitted, terminal_width
 from cli.rendering import as_json as json_text
-from cli.rendering import table
+from cli.rendering import time_text
 from deploy.local import control
 from deploy.local.control import ProcessStatus, StackStatus
 from deploy.local.foreground import parse_overrides, serve, tell
@@ -20,6 +23,7 @@ from deploy.local.stack import Addresses, Stack
 from deploy.local.supervisor import AlreadyRunningError, StartError
 
 _REFUSED = 1
+_PROCESS_COLUMNS = ("process", "health", "pid", "restarts", "address", "up since")
 T = TypeVar("T")
 
 
@@ -188,16 +192,23 @@ def _document(addresses: Addresses, layout: Layout) -> dict[str, Any]:
 
 
 def _status_text(found: StackStatus) -> str:
-    processes = table(
-        ("process", "health", "pid", "restarts", "address", "up since"),
-        [_process_row(process) for process in found.processes],
+    rows = zip(*(_process_row(process) for process in found.processes), strict=True)
+    processes = fitted(
+        dict(zip(_PROCESS_COLUMNS, map(list, rows), strict=False)),
+        {},
+        ("restarts", "pid"),
+        terminal_width(ENDLESS),
     )
-    servers = table(
-        ("deployment", "pid", "port", "data directory"),
-        [
-            (server.deployment_id, str(server.pid), str(server.port), server.data_directory)
-            for server in found.servers
-        ],
+    servers = fitted(
+        {
+            "deployment": [server.deployment_id for server in found.servers],
+            "pid": [str(server.pid) for server in found.servers],
+            "port": [str(server.port) for server in found.servers],
+            "data directory": [server.data_directory for server in found.servers],
+        },
+        {},
+        ("data directory",),
+        terminal_width(ENDLESS),
     )
     if not found.running:
         processes = f"no stack runs in {found.state}"
@@ -211,5 +222,13 @@ def _process_row(process: ProcessStatus) -> tuple[str, ...]:
         str(process.pid or "-"),
         str(process.restarts),
         process.address,
-        process.since or "-",
+        _since(process),
     )
+
+
+def _since(process: ProcessStatus) -> str:
+    if not process.since:
+        return "-"
+    stamp = Timestamp()
+    stamp.FromDatetime(datetime.fromisoformat(process.since))
+    return time_text(stamp)

@@ -1,5 +1,7 @@
 """Tables that are narrow enough for any terminal."""
 
+import shutil
+import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
@@ -9,6 +11,8 @@ from rich.cells import cell_len, set_cell_size
 from cli.rendering import table, table_width
 
 WIDTH = 80
+# For what goes into a file or another program: nothing is left out.
+ENDLESS = 1 << 16
 _GAP = 2
 _NOTHING = "-"
 _SHORT_ID, _TAIL = 12, 4
@@ -16,8 +20,20 @@ _MOST_SCOPES_WIDTH = 18
 Columns = Mapping[str, Sequence[str]]
 
 
-def fitted(columns: Columns, wrapped: Mapping[str, int], missed_least_first: Sequence[str]) -> str:
-    """Returns a table of at most 80 columns of a terminal; a note below names what it has not.
+def terminal_width(otherwise: int) -> int:
+    """Returns how many columns the terminal has, at least 80; `otherwise` where it is none."""
+    if not sys.stdout.isatty():
+        return otherwise
+    return max(WIDTH, shutil.get_terminal_size().columns)
+
+
+def fitted(
+    columns: Columns,
+    wrapped: Mapping[str, int],
+    missed_least_first: Sequence[str],
+    width: int = WIDTH,
+) -> str:
+    """Returns a table of at most so many columns of a terminal; a note names what it has not.
 
     What says nothing in any row is left out. While there is no room, what may be wrapped goes on
     in further lines, between words, and then what is missed least is left out.
@@ -26,18 +42,19 @@ def fitted(columns: Columns, wrapped: Mapping[str, int], missed_least_first: Seq
         columns: the cells below each other, by the column's name.
         wrapped: which columns may be wrapped, the first one first, and how wide they are at least.
         missed_least_first: what may be left out.
+        width: how many columns there are.
     """
     telling = {
         name: [cell or _NOTHING for cell in cells] for name, cells in columns.items() if any(cells)
     }
     left = dict(telling)
     for name in missed_least_first:
-        if _over(left, _narrowest(left, wrapped)) <= 0:
+        if _over(left, _narrowest(left, wrapped), width) <= 0:
             break
         left.pop(name, None)
     gone = [name for name in telling if name not in left]
     note = [f"no room for: {', '.join(gone)}; --json has it"] if gone else []
-    return "\n".join([_table(left, _widths(left, wrapped)), *note])
+    return "\n".join([_table(left, _widths(left, wrapped, width)), *note])
 
 
 def short_id(identifier: str) -> str:
@@ -70,14 +87,14 @@ def _narrowest(columns: Columns, wrapped: Mapping[str, int]) -> dict[str, int]:
     }
 
 
-def _over(columns: Columns, widths: Mapping[str, int]) -> int:
-    return sum(widths.values()) + _GAP * (len(columns) - 1) - WIDTH
+def _over(columns: Columns, widths: Mapping[str, int], room: int) -> int:
+    return sum(widths.values()) + _GAP * (len(columns) - 1) - room
 
 
-def _widths(columns: Columns, wrapped: Mapping[str, int]) -> Mapping[str, int]:
+def _widths(columns: Columns, wrapped: Mapping[str, int], room: int) -> Mapping[str, int]:
     widths, narrowest = _natural(columns), _narrowest(columns, wrapped)
     for name in wrapped:
-        over = _over(columns, widths)
+        over = _over(columns, widths, room)
         if name in widths and over > 0:
             widths[name] = max(narrowest[name], widths[name] - over)
     return widths

@@ -6,18 +6,18 @@ from types import MappingProxyType
 from bulkhead.auth.v1 import auth_service_pb2 as pb
 from rich.cells import cell_len
 
-from cli.fitting import cut, scopes_text, short_id
+from cli.fitting import cut, scopes_text, short_id, terminal_width
 from cli.rendering import minute_text, table, table_width, time_text
 
 _WIDTH = 110
-_LEAST_NAME_WIDTH = 20
+_LEAST_NAME_WIDTH = 16
 _DATE = 10
 _NOTHING = "-"
 Columns = Mapping[str, Sequence[str]]
 
 
 def key_table(keys: Sequence[pb.Key]) -> str:
-    """Returns the keys as a table of at most 110 columns; the ids of the keys are whole.
+    """Returns the keys as a table that fits the terminal, or 110 columns; their ids are whole.
 
     What says nothing of any key is left out, and then what is missed least while there is no room
     for it; the line below the table names that.
@@ -45,7 +45,8 @@ def _fitting(columns: Columns) -> dict[str, Sequence[str]]:
 
 def _room_for_names(columns: Columns) -> int:
     others = {name: cells for name, cells in columns.items() if name != "name"}
-    return _WIDTH - table_width(*_lines({**others, "": [_NOTHING for _ in columns["key id"]]})) + 1
+    taken = table_width(*_lines({**others, "": [_NOTHING for _ in columns["key id"]]}))
+    return terminal_width(_WIDTH) - taken + 1
 
 
 def _with_namescut(columns: Columns) -> Columns:
@@ -93,4 +94,4 @@ _CELLS: Mapping[str, Callable[[pb.Key], str]] = MappingProxyType(
         "name": _name,
     }
 )
-_MISSED_LEAST_FIRST = ("created", "scopes", "hint", "successor")
+_MISSED_LEAST_FIRST = ("created", "scopes", "hint", "successor", "connection", "last used")

@@ -1,17 +1,22 @@
 """What commands do at a terminal: they ask before they delete, and Ctrl-C is no fault."""
 
 import asyncio
+import fcntl
 import os
 import pty
 import signal
+import struct
 import sys
+import termios
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import pytest
+from bulkhead.auth.v1 import auth_service_pb2 as auth_pb
 from bulkhead.provisioner.v1 import provisioner_service_pb2 as pb
 
-from tests.scripted_api import COMMAND_SECONDS, KEY, PROGRAM, ScriptedApi
+from tests.scripted_api import COMMAND_SECONDS, KEY, PROGRAM, ScriptedApi, time
 
 DEPLOYMENT = "dep_" + "1" * 26
 RUNNING = pb.Operation(
@@ -47,12 +52,11 @@ async def started(
         env={
             **os.environ,
             "PYTHONPATH": os.pathsep.join(sys.path),
+            "COLUMNS": "",
             "BULKHEAD_KEY": KEY,
             "BULKHEAD_API": f"127.0.0.1:{api.port}",
         },
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        **streams,
+        **{"stdout": asyncio.subprocess.PIPE, "stderr": asyncio.subprocess.PIPE, **streams},
     )
     try:
         async with asyncio.timeout(COMMAND_SECONDS):
@@ -108,3 +112,45 @@ async def test_a_deployment_is_deleted_at_a_terminal_after_a_yes_alone(api: Scri
         os.close(far)
     assert process.returncode == 0
     assert len(api.requests("DeleteDeployment")) == 1
+
+
+@pytest.mark.parametrize("columns", [80, 100])
+async def test_long_lists_fit_the_terminal(api: ScriptedApi, columns: int) -> None:
+    event = auth_pb.AuditEvent(
+        sequence=1,
+        time=time(),
+        method="bulkhead.provisioner.v1.ProvisionerService/CreateDeployment",
+        key_id="key_" + "1" * 26,
+        peer="edge",
+        trace_id="a" * 32,
+        resources={"deployment": DEPLOYMENT},
+    )
+    key = auth_pb.Key(
+        key_id="key_" + "1" * 26,
+        deployment_id=DEPLOYMENT,
+        name="a name of many words",
+        scopes=["mcp:call", "db:write"],
+        create_time=time(),
+        expire_time=time(),
+        last_use_time=time(),
+    )
+    api.answers["ListAuditEvents"] = auth_pb.ListAuditEventsResponse(events=[event])
+    api.answers["ListKeys"] = auth_pb.ListKeysResponse(keys=[key])
+    for command in (("audit", "list"), ("key", "list")):
+        lines = (await shown(api, columns, *command)).splitlines()
+        assert any("20" in line for line in lines), lines
+        assert max(map(len, lines)) <= columns
+
+
+async def shown(api: ScriptedApi, columns: int, *command: str) -> str:
+    """Returns what a terminal of so many columns is shown."""
+    near, far = pty.openpty()
+    try:
+        fcntl.ioctl(far, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+        async with started(api, *command, stdin=far, stdout=far) as process:
+            _, err = await process.communicate()
+        assert process.returncode == 0, err
+        return os.read(near, 65_536).decode()
+    finally:
+        os.close(near)
+        os.close(far)
