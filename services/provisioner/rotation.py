@@ -41,6 +41,8 @@ class Rotation:
         """
         parameters = {OVERLAP_SECONDS: overlap.total_seconds()}
         async with self._database.tenant(tenant) as connection:
+            # Else the same request, at once from elsewhere, could come in between the two looks.
+            await store.lock_tenant(connection, tenant)
             deployment = await store.get_deployment(connection, deployment_id)
             earlier = await _earlier(connection, tenant, deployment_id, request_id, parameters)
             if earlier is not None:
