@@ -105,7 +105,7 @@ async def keys_left(server: ValkeyServer, names: Names) -> list[str]:
                 assert kind == b"none", kind
                 continue
             command = [key if part == "{0}" else part for part in _VALUE[kind].split()]
-            value = await client.execute_command(*command)
+            value = await client.execute_command(*command)  # type: ignore[no-untyped-call]
             named = _named_in(key, names.all) | _named_in(_flat(value), names.all)
             if named and not _is_forgotten(key, value, await client.ttl(key), named, names):
                 found.append(f"valkey: {key.decode()} names {', '.join(sorted(named))}")
