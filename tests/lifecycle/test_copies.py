@@ -174,6 +174,8 @@ async def test_a_copy_of_what_was_killed_is_what_it_recovers_to(
         server = postgres_process.running(home / source)
         assert server is not None
         os.kill(server.pid, signal.SIGKILL)
+        # For a moment it is still dying: a copy that began then would only have to be tried again.
+        await eventually(lambda: postgres_process.running(home / source) is None)
     await driver.branch(source, copy)
     assert done[0] <= await balanced(driver, copy) <= done[0] + 1
     assert await balanced(driver, source) == await balanced(driver, copy)
