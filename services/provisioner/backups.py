@@ -72,6 +72,8 @@ class Backups:
         """
         wanted = (deployment_id, request_id, target)
         async with self._database.tenant(tenant) as connection:
+            # Else the same request, at once from elsewhere, could come in between the two looks.
+            await store.lock_tenant(connection, tenant)
             earlier = await _earlier(connection, tenant, *wanted)
             if earlier is not None:
                 return earlier
