@@ -24,11 +24,14 @@ from services.shared.principal import Principal
 from services.shared.principal_messages import read_principal
 from services.shared.status import translated
 
-# Between two acknowledgements; and how long one may take, so that another replica of auth can be
-# asked before the lease has run out.
-_PERIOD_SECONDS = 0.25
-_PATIENCE_SECONDS = 0.5
+# Acknowledged is with each beat of the stream, so that auth writes together what its watchers say;
+# without a beat after this. And how long one may take, so that another replica of auth can be asked
+# before the lease has run out.
+_PERIOD_SECONDS = 0.4
+_PATIENCE_SECONDS = 0.35
 _RETRY_SECONDS = 0.05
+# Who asks for no key for so long needs no trust: the next call asks auth, and is leased again.
+_LINGER_SECONDS = 5.0
 # A stream that is silent for longer than several beats is begun anew, maybe elsewhere.
 _SILENCE_SECONDS = 1.5
 # Of a lease that is trusted: the rest is for clocks that run at different speeds.
@@ -62,6 +65,8 @@ class KeyResolver:
         self._forgotten = 0
         self._trusted_until = float("-inf")
         self._hurry = asyncio.Event()
+        self._asked_at = float("-inf")
+        self._wanted = asyncio.Event()
         self._used: set[KeyId] = set()
         # Flights that have not departed yet, and those that have.
         self._boarding: dict[bytes, asyncio.Future[_Answer]] = {}
@@ -101,7 +106,9 @@ class KeyResolver:
 
     def _remembered(self, key_digest: bytes) -> Remembered | None:
         """Returns what may be trusted of what is remembered, and notes that the key was used."""
-        now = self._steady()
+        now = self._asked_at = self._steady()
+        if not self._wanted.is_set():
+            self._wanted.set()
         entry = self._cache.get(key_digest, now) if now <= self._trusted_until else None
         if entry is not None and entry.principal is not None:
             minute = int(time.time() // _MINUTE_SECONDS)
@@ -169,9 +176,12 @@ class KeyResolver:
         return True
 
     async def keep_leased(self) -> None:
-        """Acknowledges for ever what was forgotten, one call after the other."""
+        """Acknowledges what was forgotten, one call after the other, while keys are asked for."""
         lost = False
         while True:
+            if self._steady() > self._asked_at + _LINGER_SECONDS:
+                self._wanted.clear()
+                await self._wanted.wait()
             self._hurry.clear()
             acknowledged = self._forgotten
             try:
@@ -241,6 +251,7 @@ class KeyResolver:
             stream.cancel()
 
     def _hear(self, event: auth_pb2.WatchRevocationsResponse) -> None:
+        self._hurry.set()
         if event.sequence <= self._forgotten:
             return
         if event.sequence == self._forgotten + 1 and event.key_ids:
@@ -250,7 +261,6 @@ class KeyResolver:
             # What came between was missed.
             self._cache.clear()
         self._forgotten = event.sequence
-        self._hurry.set()
 
 
 def _unexpired(principal: Principal | None) -> Principal | None:

@@ -292,3 +292,26 @@ async def resolved(resolver: KeyResolver, key: str) -> Principal:
     principal = await resolver.resolve(digest(key))
     assert principal is not None
     return principal
+
+
+async def test_who_is_asked_for_no_key_is_not_leased_until_it_is_asked_again(mesh: Mesh) -> None:
+    customer = await mesh.customer()
+    key = await mesh.key(customer)
+    clock = Clock.stopped()
+    async with resolving(mesh, clock) as (resolver, watched):
+        await leased(resolver, watched, customer)
+        await resolver.resolve(digest(key.key))
+        clock.ahead += 2 * PAUSE_SECONDS
+        # Each beat of the stream is one that it could have acknowledged.
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            last, quiet = watched.acknowledged, 0
+            while quiet < 3:
+                heard = watched.heard
+                while watched.heard == heard:
+                    await asyncio.sleep(0.01)
+                quiet = quiet + 1 if watched.acknowledged == last else 0
+                last = watched.acknowledged
+        await revoke(mesh, customer, key.key_id)
+        assert await resolver.resolve(digest(key.key)) is None
+        await leased(resolver, watched, customer)
+    assert watched.acknowledged > last

@@ -81,6 +81,9 @@ class Watched:
     batches: list[int] = field(default_factory=list)
     answers: Hold = field(default_factory=Hold)
     acknowledgements: Hold = field(default_factory=Hold)
+    acknowledged: int = 0
+    # Events of the stream, beats among them.
+    heard: int = 0
     # Revocations that are announced get lost.
     deaf: bool = False
 
@@ -96,6 +99,7 @@ class Watched:
         timeout: float,  # noqa: ASYNC109 as the stub has it
     ) -> Any:
         answer = await self.stub.AcknowledgeRevocations(request, timeout=timeout)
+        self.acknowledged += 1
         await self.acknowledgements.passed()
         return answer
 
@@ -112,6 +116,7 @@ class _Heard:
 
     async def __aiter__(self) -> AsyncIterator[pb2.WatchRevocationsResponse]:
         async for event in self.stream:
+            self.watched.heard += 1
             if not self.watched.deaf:
                 yield event
 
