@@ -6,11 +6,9 @@ import signal
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 
 import httpx2
-import psutil
 import pytest
 
 from services.shared.keyformat import new_key
@@ -20,8 +18,6 @@ from tests.e2e.outside import (
     Stack,
     http_client,
     problem,
-    run,
-    running_stack,
     texts,
 )
 
@@ -163,33 +159,3 @@ async def test_a_create_survives_the_provisioners_death_in_the_middle(stack: Sta
         each for each in (await stack.status())["servers"] if each["deployment_id"] == deployment_id
     ]
     assert len(servers) == 1
-
-
-def alive(pid: int) -> bool:
-    try:
-        # One that nobody has reaped yet has ended all the same.
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-async def test_a_stack_that_went_down_and_came_up_again_has_kept_everything(state: Path) -> None:
-    async with running_stack(state) as first:
-        deployment = await (await first.tenant()).deployment()
-        async with deployment.agent() as agent:
-            await agent.call_tool("execute", {"sql": CREATE_KEPT})
-        again = (await run("up", "--detach", "--json", "--state", str(state))).json
-        assert again["edge"] == first.edge
-        for option, code in (("ratelimit.BURST_FREE=5", 1), ("ratelimit.NOPE=5", 2)):
-            other = await run("up", "--detach", "--state", str(state), "--set", option)
-            assert other.code == code, other.err
-        pids = [each["pid"] for each in (await first.status())["processes"]]
-        pids += [each["pid"] for each in (await first.status())["servers"]]
-        assert (await run("down", "--state", str(state))).code == 0
-        assert [pid for pid in pids if alive(pid)] == []
-        async with running_stack(state) as second:
-            moved = replace(deployment, tenant=replace(deployment.tenant, stack=second))
-            async with moved.agent() as agent:
-                answer = await agent.call_tool("query", {"sql": "SELECT n FROM kept"})
-                assert "7" in texts(answer)
-    assert not await asyncio.to_thread(state.exists)

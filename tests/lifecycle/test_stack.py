@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import httpx
 import psutil
 import pytest
@@ -124,17 +125,28 @@ def secrets_of(state: Path) -> list[str]:
     return [file.read_text().strip() for file in files]
 
 
-async def made_deployment(stack: Stack) -> str:
+async def made_deployment(stack: Stack) -> tuple[str, str]:
+    """Returns the id of a new deployment, and how its database is reached."""
     tenant = await bulkhead(
         *("tenant", "create", "acme", "--json", "--api", stack.up["api"]),
         *("--key-file", stack.up["operator_key_file"]),
     )
-    made = await bulkhead(
-        *("deployment", "create", "notes", "--database", "--json"),
-        BULKHEAD_API=stack.up["api"],
-        BULKHEAD_KEY=tenant.document["key"],
+    caller = {"BULKHEAD_API": stack.up["api"], "BULKHEAD_KEY": tenant.document["key"]}
+    made = await bulkhead("deployment", "create", "notes", "--database", "--json", **caller)
+    deployment = str(made.document["deployment_id"])
+    reached = await bulkhead(
+        "deployment", "connection", deployment, "--role", "writer", "--json", **caller
     )
-    return str(made.document["deployment_id"])
+    return deployment, str(reached.document["uri"])
+
+
+@asynccontextmanager
+async def connected(uri: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
+    connection = await asyncpg.connect(uri, timeout=SECONDS)
+    try:
+        yield connection
+    finally:
+        await connection.close()
 
 
 def test_it_tells_where_it_is_reached(stack: Stack) -> None:
@@ -231,7 +243,7 @@ async def test_a_killed_process_comes_back(stack: Stack, name: str) -> None:
 
 
 async def test_after_the_supervisor_was_killed_everything_is_found_again(stack: Stack) -> None:
-    deployment = await made_deployment(stack)
+    deployment, _ = await made_deployment(stack)
     servers = (await stack.status())["servers"]
     assert [server["deployment_id"] for server in servers] == [deployment]
     before = await stack.pids()
@@ -247,7 +259,9 @@ async def test_after_the_supervisor_was_killed_everything_is_found_again(stack: 
 
 async def test_down_leaves_nothing_and_up_finds_it_again(tmp_path: Path) -> None:
     async with started(tmp_path / "state") as stack:
-        deployment = await made_deployment(stack)
+        deployment, uri = await made_deployment(stack)
+        async with connected(uri) as database:
+            await database.execute("CREATE TABLE kept AS SELECT 7 AS n")
         data = Path((await stack.status())["servers"][0]["data_directory"])
         assert (await stack.command("down")).code == 0
         assert not processes_of(stack.state)
@@ -262,6 +276,8 @@ async def test_down_leaves_nothing_and_up_finds_it_again(tmp_path: Path) -> None
             return [server["deployment_id"] for server in servers] == [deployment]
 
         await until(recovered, SECONDS)
+        async with connected(uri) as database:
+            assert await database.fetchval("SELECT n FROM kept") == 7
         servers = Layout.of(stack.state).servers
         assert (await stack.command("down", "--purge")).code == 0
     assert not servers.exists()
