@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from deploy.local.pki import Paths, certificates
 from deploy.local.ports import RANGE_VARIABLE
@@ -33,10 +34,19 @@ SERVICES = ("auth", "ratelimit", "credentials", "provisioner", "app_proxy", "edg
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Gives each of several test processes ports of its own."""
+    """Gives each of several test processes ports of its own, and logs as plain as the services'."""
     number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % _SHARES
     first = 10_000 + number * _PORTS
     os.environ[RANGE_VARIABLE] = f"{first}-{first + _PORTS - 1}"
+    # What structlog prints for people by default is a good part of the work of a mesh in here.
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ]
+    )
 
 
 @pytest.hookimpl(optionalhook=True)
