@@ -1,6 +1,5 @@
 """The whole command line of `bulkhead`."""
 
-from importlib.metadata import version
 from typing import Annotated
 
 import typer
@@ -30,6 +29,9 @@ def build() -> typer.Typer:
 
 def _show_version(wanted: bool) -> None:
     if wanted:
+        # Nobody else needs it, and it takes a tenth of a command's time.
+        from importlib.metadata import version  # noqa: PLC0415
+
         print(f"{_PACKAGE} {version(_PACKAGE)}")
         raise typer.Exit
 
