@@ -43,7 +43,8 @@ _IDLE_SECONDS = 1
 _SETTLE_SECONDS = 3.0
 _FALL_ASLEEP_SECONDS = 60.0
 _MB = 1_000_000
-_OVERRIDES = {"provisioner": {"LOOK_SECONDS": "0.2", "DEPLOYMENTS_PER_TENANT": "1000"}}
+# Looking more often than it takes a database to idle would be timed with the warm queries.
+_OVERRIDES = {"provisioner": {"LOOK_SECONDS": "1", "DEPLOYMENTS_PER_TENANT": "1000"}}
 
 
 @dataclass(frozen=True, slots=True)
