@@ -162,12 +162,7 @@ class Executor:
                     timeout=_BEGIN_SECONDS,
                 )
             session.guard.allow(self._caps.wire)
-            try:
-                yield session
-            except StatementError:
-                await _roll_back(session)
-                raise
-            await _roll_back(session)
+            yield session
 
     async def _run(
         self, session: Session, owner: Owner, role: Role, sql: str, params: Sequence[Any]
@@ -255,12 +250,6 @@ async def _ran_on(session: Session, cursor: "_Cursor") -> int:
     """
     portal = cursor._portal_name  # type: ignore[attr-defined]  # noqa: SLF001 the driver has no public way
     return _affected(await session.connection.execute(f'MOVE FORWARD ALL IN "{portal}"')) or 0
-
-
-async def _roll_back(session: Session) -> None:
-    if not session.ended and session.connection.is_in_transaction():
-        with session.watched(sent=True):
-            await session.connection.execute("ROLLBACK", timeout=_BEGIN_SECONDS)
 
 
 def _check_count(statement: "_Statement", params: Sequence[Any]) -> None:

@@ -60,7 +60,6 @@ class _Held:
 
     entry: _Entry
     pool: Pool
-    connection: Connection
     session: Session
 
 
@@ -105,8 +104,7 @@ class Pools:
                 yield held.session
         finally:
             try:
-                held.session.guard.allow(None)
-                await release(held.pool, held.connection)
+                await release(held.pool, held.session, role)
             finally:
                 self._leave(held.entry)
 
@@ -121,7 +119,7 @@ class Pools:
             self._leave(entry)
             raise
         guard: ByteGuard = connection.guard  # type: ignore[attr-defined]  # passed on by the proxy
-        return _Held(entry, pool, connection, Session(connection, guard))
+        return _Held(entry, pool, Session(connection, guard))
 
     @contextmanager
     def _losing(self, owner: _Owner, entry: _Entry) -> Iterator[None]:

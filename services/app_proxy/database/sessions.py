@@ -98,7 +98,8 @@ async def open_pool(address: Address, role: Role, limits: PoolLimits) -> Pool:
         statement_cache_size=0,
         connection_class=GuardedConnection,
         init=_prepare,
-        reset=_RESETS[role],
+        # It comes clean: `release` is the only way back.
+        reset=_nothing,
         # Whichever login it is: passwords change with logins, what they may do does not.
         server_settings=_SESSION | read_only | {"role": role.value},
     )
@@ -110,33 +111,43 @@ async def _prepare(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
     connection.prepare_session()
 
 
-class _Reset:
-    """Leaves nothing of a use: settings, roles, temporary tables, locks, prepared statements.
+async def _nothing(_: "asyncpg.Connection[asyncpg.Record]") -> None:
+    pass
+
+
+def _reset(role: Role) -> str:
+    """Returns what leaves nothing of a use: settings, temporary tables, locks, statements.
 
     It is what DISCARD ALL does, statement by statement. That one leaves the session as its login,
     or not, by the version of Postgres, and is possible in no transaction: to act as the role again
     would be a round trip of its own.
     """
-
-    def __init__(self, role: Role) -> None:
-        self._statements = (
-            "CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; DEALLOCATE ALL; UNLISTEN *;"
-            " SELECT pg_catalog.pg_advisory_unlock_all(); DISCARD PLANS; DISCARD TEMP;"
-            f" DISCARD SEQUENCES; SET ROLE {role.value}"
-        )
-
-    async def __call__(self, connection: "asyncpg.Connection[asyncpg.Record]") -> None:
-        """Resets the session; all of it, or the connection is not kept."""
-        await connection.execute(self._statements)
+    return (
+        "CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; DEALLOCATE ALL; UNLISTEN *;"
+        " SELECT pg_catalog.pg_advisory_unlock_all(); DISCARD PLANS; DISCARD TEMP;"
+        f" DISCARD SEQUENCES; SET ROLE {role.value}"
+    )
 
 
-_RESETS = {role: _Reset(role) for role in Role}
+_RESETS = {role: _reset(role) for role in Role}
 
 
-async def release(pool: Pool, connection: Connection) -> None:
-    """Gives the connection back to its pool, clean."""
+async def release(pool: Pool, session: Session, role: Role) -> None:
+    """Gives the session back to its pool, clean and in no transaction; or ends it."""
+    session.guard.allow(None)
     try:
-        await pool.release(connection, timeout=_RESET_SECONDS)
+        if not session.ended:
+            await _clean(session.connection, role)
+        await pool.release(session.connection)
     except (*LOST, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        # The driver has ended the connection already; the next use gets a new one.
+        # Ended already; the next use gets a new one.
         structlog.get_logger().info("connection not kept", why=type(error).__name__)
+
+
+async def _clean(connection: Connection, role: Role) -> None:
+    end = "ROLLBACK; " if connection.is_in_transaction() else ""
+    try:
+        await connection.execute(end + _RESETS[role], timeout=_RESET_SECONDS)
+    except BaseException:
+        connection.terminate()
+        raise
