@@ -11,6 +11,7 @@ from typing import Any
 
 from deploy.envoy.clusters import OTLP, clusters, endpoint
 from deploy.envoy.contracts import OpenMethod, contracts, open_methods
+from deploy.envoy.inward import inward_clusters, inward_listeners
 from deploy.envoy.replies import AWAY, local_replies
 from deploy.envoy.routes import BUFFER, CHECK, RATE, route_configuration
 from deploy.envoy.settings import Address, EdgeSettings
@@ -60,15 +61,23 @@ def bootstrap(settings: EdgeSettings) -> dict[str, Any]:
             "address": endpoint(settings.admin),
             "allow_paths": [{"exact": "/ready"}, {"prefix": "/stats"}, {"prefix": "/clusters"}],
         },
-        "static_resources": {"listeners": listeners, "clusters": clusters(settings)},
+        "static_resources": {
+            "listeners": [*listeners, *inward_listeners(settings)],
+            "clusters": [*clusters(settings), *inward_clusters(settings)],
+        },
         "layered_runtime": {"layers": [{"name": "static", "static_layer": _RUNTIME}]},
     }
 
 
 def write(settings: EdgeSettings, file: Path) -> Path:
     """Returns `file`, holding the configuration; it names files with secrets but holds none."""
-    file.write_text(json.dumps(bootstrap(settings), indent=2) + "\n")
+    file.write_text(rendered(settings))
     return file
+
+
+def rendered(settings: EdgeSettings) -> str:
+    """Returns the configuration as the text of a file."""
+    return json.dumps(bootstrap(settings), indent=2) + "\n"
 
 
 def _listener(
@@ -100,7 +109,7 @@ def _connections(
         "@type": manager,
         "stat_prefix": name,
         "codec_type": "AUTO",
-        **_hygiene(),
+        **_hygiene(settings),
         "route_config": route_configuration(settings, methods),
         "http_filters": _filters(settings, checked=checked),
         "local_reply_config": local_replies(),
@@ -109,8 +118,9 @@ def _connections(
     }
 
 
-def _hygiene() -> dict[str, Any]:
+def _hygiene(settings: EdgeSettings) -> dict[str, Any]:
     """What is done to every request before anything reads it."""
+    life = settings.connection_life
     return {
         "early_header_mutation_extensions": [_strip_reserved()],
         "use_remote_address": True,
@@ -129,6 +139,7 @@ def _hygiene() -> dict[str, Any]:
         "common_http_protocol_options": {
             "idle_timeout": "300s",
             "headers_with_underscores_action": "DROP_HEADER",
+            **({"max_connection_duration": f"{life.total_seconds():g}s"} if life else {}),
         },
         "http2_protocol_options": {"max_concurrent_streams": _MOST_STREAMS},
     }

@@ -48,6 +48,11 @@ class EdgeSettings:
     otlp: Address | None = None
     # The same door without its checks, for the benchmark alone.
     unchecked: Address | None = None
+    # Where a cluster looks whether the front door serves, and for its metrics; in plaintext.
+    health: Address | None = None
+    metrics: Address | None = None
+    # How old a client's connection gets before it is asked to be made anew; None: any age.
+    connection_life: timedelta | None = None
     # How long app_proxy may take to decide; the request is refused with 503 after.
     check_timeout: timedelta = timedelta(seconds=2)
     max_request_bytes: int = 4 << 20
