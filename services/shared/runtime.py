@@ -32,7 +32,7 @@ def main(name: str, settings_type: type[S], compose: Compose[S]) -> None:
     settings = read_settings(settings_type)
     configure_logging(name, settings.log_level)
     try:
-        with exported(name, settings.otlp_endpoint):
+        with exported(name, settings):
             uvloop.run(_serve(settings, compose))
     except UnusableFileError as error:
         print(error, file=sys.stderr)  # noqa: T201 for whoever starts it, beside the logs

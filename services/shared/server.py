@@ -23,6 +23,7 @@ from services.shared.interceptors.deadline import deadline
 from services.shared.interceptors.errors import errors
 from services.shared.interceptors.load import LoadLimit
 from services.shared.interceptors.telemetry import Telemetry
+from services.shared.recording import Recording
 from services.shared.settings import ServiceSettings
 from services.shared.tls import identity_of, server_credentials
 
@@ -105,13 +106,14 @@ async def serving(service: Service, settings: ServiceSettings) -> AsyncIterator[
     what is in flight (at most the grace period), then return so that stores can be closed.
     """
     names = [registration.descriptor.full_name for registration in service.registrations]
+    recording = Recording.of(settings)
     health = Health(names, service.checks)
     chain = Chain(
         declared_access(service),
         [
-            Telemetry(),
+            Telemetry(recording),
             errors,
-            LoadLimit(settings.max_in_flight),
+            LoadLimit(settings.max_in_flight, recording),
             deadline,
             AccessControl(service.authenticator, service.auditor, settings.trust_domain),
         ],

@@ -17,7 +17,29 @@ class Environment(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="BULKHEAD_", extra="ignore")
 
 
-class ServiceSettings(Environment):
+class TelemetrySettings(Environment):
+    """Where spans and metrics go; with neither of the addresses nothing is recorded, at no cost."""
+
+    # Receiver of OTLP over gRPC, as host:port, for traces and metrics; empty: none.
+    otlp_endpoint: str = ""
+    # Part of the traces that is kept, of those that begin here; what began elsewhere is kept where
+    # that was decided.
+    otlp_sampling: float = Field(default=1.0, ge=0, le=1)
+    # Where metrics are served to Prometheus, in plaintext, as host:port; empty: nowhere.
+    metrics_listen: str = Field(default="", pattern=r"^(.+:\d+)?$")
+
+    @property
+    def is_traced(self) -> bool:
+        """Whether spans go anywhere."""
+        return bool(self.otlp_endpoint)
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether figures go anywhere."""
+        return bool(self.otlp_endpoint or self.metrics_listen)
+
+
+class ServiceSettings(TelemetrySettings):
     """Addresses, identity and limits of one service process."""
 
     # Where the service listens, with mTLS; port 0 picks a free one.
@@ -28,8 +50,6 @@ class ServiceSettings(Environment):
     tls_key_file: Path = LOCAL_PKI / "service.key"
     tls_ca_file: Path = LOCAL_PKI / "ca.pem"
     trust_domain: str = "bulkhead.local"
-    # Receiver of OTLP over gRPC, as host:port; empty: no traces, no metrics, no cost.
-    otlp_endpoint: str = ""
     log_level: Literal["debug", "info", "warning", "error", "critical"] = "info"
     key_prefix: str = Field(default="smcp", pattern=r"^[a-z]{2,12}$")
     # Calls served at once; one more is refused with OVERLOADED before it starts.
@@ -46,7 +66,7 @@ class ServiceSettings(Environment):
     credentials_target: str = "127.0.0.1:7105"
 
 
-class PostgresSettings(Environment):
+class PostgresSettings(TelemetrySettings):
     """Where a service's own database is."""
 
     postgres_host: str = "127.0.0.1"
@@ -58,7 +78,7 @@ class PostgresSettings(Environment):
     postgres_pool_size: int = Field(default=10, ge=1)
 
 
-class ValkeySettings(Environment):
+class ValkeySettings(TelemetrySettings):
     """Where Valkey is, and as whom the service logs in."""
 
     valkey_host: str = "127.0.0.1"

@@ -19,7 +19,12 @@ from pydantic_settings import BaseSettings
 
 from cli.program import build
 from services.shared.keyring.settings import KeyringSettings
-from services.shared.settings import PostgresSettings, ServiceSettings, ValkeySettings
+from services.shared.settings import (
+    PostgresSettings,
+    ServiceSettings,
+    TelemetrySettings,
+    ValkeySettings,
+)
 
 ROOT = Path(__file__).parent.parent.parent
 SERVICES = ("auth", "ratelimit", "credentials", "provisioner", "app_proxy")
@@ -245,6 +250,7 @@ def settings_types() -> dict[str, type[BaseSettings]]:
     own = {name: importlib.import_module(f"services.{name}.settings").Settings for name in SERVICES}
     return {
         "Every service": ServiceSettings,
+        "Telemetry": TelemetrySettings,
         "Postgres": PostgresSettings,
         "Valkey": ValkeySettings,
         "Keyring": KeyringSettings,

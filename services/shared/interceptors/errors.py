@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import asynccontextmanager
+from typing import Any
 
 import grpc
 import structlog
@@ -25,10 +26,13 @@ async def errors(call: Call) -> Entered:
         await _refuse(call, to_status(error), error.reason)
     except asyncio.CancelledError:
         # The caller left or its deadline passed; there is no one to tell.
-        call.code = grpc.StatusCode.CANCELLED
+        late = call.context.time_remaining() == 0
+        call.code = grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
         raise
     except grpc.aio.AbortError:
-        call.code = grpc.StatusCode.ABORTED
+        # A handler has ended the call itself, as with `abort_with_status`.
+        number: Any = call.context.code()
+        call.code = _CODES.get(number, grpc.StatusCode.UNKNOWN)
         raise
     except Exception:  # noqa: BLE001 the last line of defence: its text must not leave
         error_id = f"err_{random_text(12)}"

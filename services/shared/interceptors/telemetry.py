@@ -2,76 +2,73 @@
 
 import time
 from contextlib import asynccontextmanager
+from typing import Any, Final
 
 import grpc
 import structlog
-from opentelemetry import metrics, propagate, trace
-from opentelemetry.trace import SpanKind, Status, StatusCode
+from opentelemetry import context, metrics, trace
 
 from services.shared.interceptors.call import Call, Entered
+from services.shared.recording import CALL_BUCKETS, Labels, Recording, fail, incoming
 
 # Codes that say that the server, not the caller, is at fault.
-_FAULTS = frozenset(
+_FAULTS: Final = frozenset(
     {
         grpc.StatusCode.UNKNOWN,
         grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.UNIMPLEMENTED,
         grpc.StatusCode.INTERNAL,
         grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DATA_LOSS,
     }
 )
-# `rpc.server.call.duration` of the semantic conventions, in seconds.
-_BUCKETS = [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10]
 
 
 class Telemetry:
     """Records calls. Ids go on spans and into logs, never onto metrics."""
 
-    def __init__(self) -> None:
-        self._tracer = trace.get_tracer("bulkhead")
-        self._duration = metrics.get_meter("bulkhead").create_histogram(
-            "rpc.server.call.duration", unit="s", explicit_bucket_boundaries_advisory=_BUCKETS
-        )
+    def __init__(self, recording: Recording) -> None:
+        self._tracer = recording.tracer()
+        self._duration = _durations(recording)
+        # By method and code: there are only so many.
+        self._labels: dict[tuple[str, grpc.StatusCode], Labels] = {}
         self._log = structlog.get_logger()
 
     @asynccontextmanager
     async def __call__(self, call: Call) -> Entered:
         """Surrounds the call with its span."""
         started = time.perf_counter()
-        with self._tracer.start_as_current_span(
-            call.method,
-            context=propagate.extract(call.metadata),
-            kind=SpanKind.SERVER,
-            attributes={"rpc.system.name": "grpc", "rpc.method": call.method},
-            record_exception=False,
-            set_status_on_exception=False,
-        ) as span:
-            try:
-                yield
-            finally:
-                seconds = time.perf_counter() - started
-                self._describe(span, call)
-                self._duration.record(
-                    seconds,
-                    {
-                        "rpc.system.name": "grpc",
-                        "rpc.method": call.method,
-                        "rpc.response.status_code": call.code.name,
-                    },
-                )
-                self._write(call, seconds)
+        span, within = self._entered(call)
+        token = None if within is None else context.attach(within)
+        try:
+            yield
+        finally:
+            seconds = time.perf_counter() - started
+            self._write(call, seconds)
+            if token is not None:
+                context.detach(token)
+            if span is not None:
+                _describe(span, call)
+                span.end()
+            if self._duration is not None:
+                self._duration.record(seconds, self._labelled(call))
 
-    def _describe(self, span: trace.Span, call: Call) -> None:
-        if not span.is_recording():
-            return
-        span.set_attribute("rpc.response.status_code", call.code.name)
-        span.set_attribute("bulkhead.peer", call.peer)
-        if call.principal is not None:
-            span.set_attribute("bulkhead.key_id", call.principal.key_id)
-            span.set_attribute("bulkhead.tenant_id", call.principal.tenant_id or "")
-        if call.reason:
-            span.set_attribute("error.type", call.reason)
-        if call.code in _FAULTS:
-            span.set_status(Status(StatusCode.ERROR))
+    def _entered(self, call: Call) -> tuple[trace.Span | None, context.Context | None]:
+        """Returns the call's span, if it has one, and the context that the call is to run in."""
+        parent = incoming(call.metadata)
+        if self._tracer is None:
+            return None, parent
+        span = self._tracer.entry(
+            call.method, parent, {"rpc.system.name": "grpc", "rpc.method": call.method}
+        )
+        return span, parent if span is None else trace.set_span_in_context(span, parent)
+
+    def _labelled(self, call: Call) -> Labels:
+        key = (call.method, call.code)
+        labels = self._labels.get(key)
+        if labels is None:
+            labels = self._labels[key] = labels_of(*key)
+        return labels
 
     def _write(self, call: Call, seconds: float) -> None:
         principal = call.principal
@@ -88,3 +85,43 @@ class Telemetry:
             key_id=principal.key_id if principal else None,
             tenant_id=principal.tenant_id if principal else None,
         )
+
+
+def labels_of(method: str, code: grpc.StatusCode) -> Labels:
+    """Returns what a call's duration is labelled with."""
+    labels = {
+        "rpc.system.name": "grpc",
+        "rpc.method": method,
+        "rpc.response.status_code": code.name,
+    }
+    return labels if code is grpc.StatusCode.OK else labels | {"error.type": code.name}
+
+
+def _describe(span: trace.Span, call: Call) -> None:
+    if not span.is_recording():
+        return
+    described: dict[str, Any] = {
+        "rpc.response.status_code": call.code.name,
+        "bulkhead.peer": call.peer,
+    }
+    if call.principal is not None:
+        described["bulkhead.key_id"] = call.principal.key_id
+        described["bulkhead.tenant_id"] = call.principal.tenant_id or ""
+    span.set_attributes(described)
+    if call.code in _FAULTS:
+        fail(span, call.reason or call.code.name)
+    elif call.code is not grpc.StatusCode.OK:
+        # The caller's own doing: told, and no failure of ours.
+        span.set_attribute("error.type", call.reason or call.code.name)
+
+
+def _durations(recording: Recording) -> metrics.Histogram | None:
+    meter = recording.meter()
+    if meter is None:
+        return None
+    return meter.create_histogram(
+        "rpc.server.call.duration",
+        "s",
+        "Time to answer calls.",
+        explicit_bucket_boundaries_advisory=CALL_BUCKETS,
+    )
