@@ -1,24 +1,15 @@
 """Channels to other services: mTLS, balanced, retried, with a deadline and the caller's key."""
 
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
 
 import grpc
-from grpc.aio import ClientCallDetails, Metadata
-from opentelemetry import propagate, trace
-from opentelemetry.trace import SpanKind, Status, StatusCode
 
-from services.shared.deadline import time_remaining
-from services.shared.errors import DeadlineTooShortError, UnauthenticatedError
-from services.shared.principal import current_caller
+from services.shared.interceptors.client import client_interceptors
+from services.shared.recording import Recording
 from services.shared.settings import ServiceSettings
 from services.shared.tls import channel_credentials, identity_of
-
-_DEFAULT_SECONDS = 5.0
-# A callee gets a little less than its caller has left, so that the answer can still be used.
-_TRIM_SECONDS = 0.02
 
 _RETRIED = {
     "name": [{}],
@@ -55,7 +46,7 @@ async def open_channel(
         target,
         channel_credentials(identity_of(settings)),
         options=options,
-        interceptors=[_UnaryCalls(), _StreamCalls()],
+        interceptors=client_interceptors(service, Recording.of(settings)),
     ) as channel:
         yield channel
 
@@ -70,75 +61,3 @@ def _service_config(once: Sequence[str]) -> str:
             "methodConfig": [*([{"name": own}] if own else []), _RETRIED],
         }
     )
-
-
-class _UnaryCalls(grpc.aio.UnaryUnaryClientInterceptor):
-    async def intercept_unary_unary(
-        self,
-        continuation: Callable[[ClientCallDetails, Any], Any],
-        client_call_details: ClientCallDetails,
-        request: Any,
-    ) -> Any:
-        method = _method_name(client_call_details)
-        with trace.get_tracer("bulkhead").start_as_current_span(
-            method,
-            kind=SpanKind.CLIENT,
-            attributes={"rpc.system.name": "grpc", "rpc.method": method},
-            record_exception=False,
-            set_status_on_exception=False,
-        ) as span:
-            timeout = _timeout(client_call_details.timeout)
-            call = await continuation(_completed(client_call_details, timeout), request)
-            code = await call.code()
-            span.set_attribute("rpc.response.status_code", code.name)
-            if code is not grpc.StatusCode.OK:
-                span.set_status(Status(StatusCode.ERROR))
-            return call
-
-
-class _StreamCalls(grpc.aio.UnaryStreamClientInterceptor):
-    async def intercept_unary_stream(
-        self,
-        continuation: Callable[[ClientCallDetails, Any], Any],
-        client_call_details: ClientCallDetails,
-        request: Any,
-    ) -> Any:
-        # A stream lives as long as its reader: it has a deadline only when the reader sets one.
-        details = _completed(client_call_details, client_call_details.timeout)
-        return await continuation(details, request)
-
-
-def _timeout(asked: float | None) -> float:
-    remaining = time_remaining()
-    seconds = _DEFAULT_SECONDS if asked is None else asked
-    if remaining is None:
-        return seconds
-    if remaining <= _TRIM_SECONDS:
-        raise DeadlineTooShortError
-    return min(seconds, remaining - _TRIM_SECONDS)
-
-
-def _completed(details: ClientCallDetails, timeout: float | None) -> ClientCallDetails:
-    metadata = Metadata(*(details.metadata or ()))
-    if metadata.get("authorization") is None and (bearer := _bearer()) is not None:
-        metadata.add("authorization", f"Bearer {bearer}")
-    carrier: dict[str, str] = {}
-    propagate.inject(carrier)
-    for name, value in carrier.items():
-        metadata.add(name, value)
-    return ClientCallDetails(
-        details.method, timeout, metadata, details.credentials, details.wait_for_ready
-    )
-
-
-def _bearer() -> str | None:
-    try:
-        return current_caller().bearer
-    except UnauthenticatedError:
-        return None
-
-
-def _method_name(details: ClientCallDetails) -> str:
-    method = details.method
-    text = method.decode() if isinstance(method, bytes) else method
-    return text.removeprefix("/")

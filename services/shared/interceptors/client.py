@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -32,22 +32,17 @@ _TRIM_SECONDS: Final = 0.02
 _DETAILS: Final = "grpc-status-details-bin"
 
 Continuation = Callable[[ClientCallDetails, Any], Any]
-# Is told of each call that has ended, and its code.
-Look = Callable[[Any, grpc.StatusCode], Awaitable[None]]
 
 
-def client_interceptors(
-    service: str, recording: Recording, look: Look
-) -> Sequence[grpc.aio.ClientInterceptor]:
-    """Returns the interceptors of the channels to `service`; `look` is told how calls end."""
-    return [UnaryCalls(service, recording, look), StreamCalls()]
+def client_interceptors(service: str, recording: Recording) -> Sequence[grpc.aio.ClientInterceptor]:
+    """Returns the interceptors of all channels to `service` that one caller has."""
+    return [UnaryCalls(service, recording), StreamCalls()]
 
 
 class UnaryCalls(grpc.aio.UnaryUnaryClientInterceptor):
     """Calls that have one answer: a deadline of their own, and no more than their caller's."""
 
-    def __init__(self, service: str, recording: Recording, look: Look) -> None:
-        self._look = look
+    def __init__(self, service: str, recording: Recording) -> None:
         self._tracer = recording.tracer()
         self._figures = _Figures(service, recording) if recording.meters is not None else None
 
@@ -57,14 +52,12 @@ class UnaryCalls(grpc.aio.UnaryUnaryClientInterceptor):
         client_call_details: ClientCallDetails,
         request: Any,
     ) -> Any:
-        """Returns the call, once it has ended."""
+        """Returns the call; when it is recorded, once it has ended."""
         timeout = _timeout(client_call_details.timeout)
         span = self._span(client_call_details)
         details = _completed(client_call_details, timeout, span)
         if span is None and self._figures is None:
-            call = await continuation(details, request)
-            await self._look(call, await call.code())
-            return call
+            return await continuation(details, request)
         return await self._recorded(span, continuation, details, request)
 
     def _span(self, details: ClientCallDetails) -> trace.Span | None:
@@ -87,7 +80,6 @@ class UnaryCalls(grpc.aio.UnaryUnaryClientInterceptor):
         try:
             call = await continuation(details, request)
             ended = await _ended(call)
-            await self._look(call, ended[0])
         except asyncio.CancelledError:
             ended = grpc.StatusCode.CANCELLED, ""
             raise
