@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PROTOS := $(shell find protos/bulkhead -name '*.proto' 2>/dev/null)
 
-.PHONY: help demo up test lint proto bench lock clean
+.PHONY: help demo up test lint proto bench manifests images lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -46,10 +46,22 @@ bench: $(READY) ## Measure the front door, the limiter, keys, the provisioning, 
 	@$(BIN)/python bench/wake.py
 	@$(BIN)/python bench/vend.py
 
-lock: ## Resolve requirements.lock anew for every supported Python
+manifests: $(READY) ## Write the front door's configuration for the manifests
+	@$(BIN)/python -m deploy.envoy deploy/kubernetes/base/mesh.env > deploy/kubernetes/base/envoy/envoy.json
+	@$(BIN)/python -m deploy.envoy deploy/kubernetes/base/mesh.env deploy/kubernetes/components/otel/otel.env \
+		> deploy/kubernetes/components/otel/envoy.json
+
+images: ## Build the services' images with docker, podman or buildah, whichever is there
+	@BASE="$(BASE)" REGISTRY="$(REGISTRY)" TAG="$(TAG)" ENGINE="$(ENGINE)" deploy/images/build
+
+COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	--custom-compile-command "make lock"
+
+lock: ## Resolve the locks anew for every supported Python
 	@$(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-		--custom-compile-command "make lock" --extra dev pyproject.toml -o requirements.lock
+	$(COMPILE) --extra dev pyproject.toml -o requirements.lock
+	$(COMPILE) --constraint requirements.lock pyproject.toml -o requirements-services.lock
+	$(COMPILE) --constraint requirements.lock --group pyproject.toml:build -o requirements-build.lock
 
 clean: ## Stop the stack in .bulkhead/ and remove what was made
 	@if [ -x $(BIN)/bulkhead ]; then $(BIN)/bulkhead down --purge >/dev/null 2>&1 || true; fi
