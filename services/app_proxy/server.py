@@ -36,6 +36,7 @@ from services.shared.access import RemoteAuditor, RemoteAuthenticator, open_key_
 from services.shared.channel import open_channel
 from services.shared.limits import CoalescedLimits
 from services.shared.postgres import open_database
+from services.shared.recording import Recording
 from services.shared.redis import Valkey, open_valkey
 from services.shared.server import Registration, Service
 
@@ -54,7 +55,7 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
         provisioner = await stack.enter_async_context(
             open_channel(settings, "provisioner", settings.provisioner_target)
         )
-        keys = await stack.enter_async_context(open_key_resolver(auth))
+        keys = await stack.enter_async_context(open_key_resolver(auth, Recording.of(settings)))
         database = await stack.enter_async_context(open_database(settings, NAME, _MIGRATIONS))
         cache = _cache(await stack.enter_async_context(open_valkey(settings)), settings)
         routing = Routing(RouteStore(database), cache, settings.domain)

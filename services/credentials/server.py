@@ -44,9 +44,12 @@ from services.shared.keyring.keyring import Keyring
 from services.shared.keyring.rewrapping import Rewrapping
 from services.shared.keyring.rpc import KeyringRpc
 from services.shared.postgres import open_database
+from services.shared.recording import Recording
 from services.shared.server import Registration, Service
 
 _NAME = "credentials"
+# The name of the pool whose connections hold locks.
+_LOCKS = "credentials.locks"
 _MIGRATIONS = Path(__file__).parent / "migrations"
 # Beyond the provider's time to answer, for what it gave to be written down.
 _REFRESH_ENDS = timedelta(seconds=5)
@@ -68,7 +71,7 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
         keyring = Keyring(database, keks, rewrapping)
         await keyring.verify()
         auth = await enter(open_channel(settings, "auth", settings.auth_target))
-        resolver = await enter(open_key_resolver(auth))
+        resolver = await enter(open_key_resolver(auth, Recording.of(settings)))
         catalogue = load_catalogue(
             settings.providers_folder, private_targets=settings.allow_private_targets
         )
@@ -79,7 +82,11 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
             load_clients(settings.oauth_clients_file, catalogue),
             HttpGateway(await enter(open_outbound(settings))),
             AuthAuditTrail(auth),
-            RefreshLocks(await enter(open_database(_for_locks(settings), _NAME, _MIGRATIONS))),
+            RefreshLocks(
+                await enter(
+                    open_database(_for_locks(settings), _NAME, _MIGRATIONS, pool_name=_LOCKS)
+                )
+            ),
             Unobserved(),
         )
         webhook_calls = await enter(open_outbound(_for_webhooks(settings)))

@@ -106,7 +106,7 @@ async def open_ground(
     secret = read_master_secret(settings.database_secret_file)
     database = await enter(open_database(settings, _NAME, _MIGRATIONS))
     locks = DeploymentLocks(
-        await enter(_pool(settings, settings.lock_pool_size)), for_calls=settings.at_once
+        await enter(_pool(settings, "locks", settings.lock_pool_size)), for_calls=settings.at_once
     )
     driver = await _local_driver(settings, secret, database)
     bucket_driver = await enter(open_buckets(settings, secret))
@@ -119,7 +119,7 @@ async def open_ground(
     return Ground(
         settings=settings,
         database=database,
-        work_database=await enter(_pool(settings, settings.at_once + 2)),
+        work_database=await enter(_pool(settings, "work", settings.at_once + 2)),
         secret=secret,
         certificate_keys=read_certificate_keys(
             settings.certificate_key_file, settings.certificate_former_keys_file
@@ -176,9 +176,9 @@ def _listeners(
     )
 
 
-def _pool(settings: Settings, size: int) -> AbstractAsyncContextManager[Database]:
+def _pool(settings: Settings, name: str, size: int) -> AbstractAsyncContextManager[Database]:
     sized = settings.model_copy(update={"postgres_pool_size": size})
-    return open_database(sized, _NAME, _MIGRATIONS)
+    return open_database(sized, _NAME, _MIGRATIONS, pool_name=f"{_NAME}.{name}")
 
 
 async def _local_driver(

@@ -45,6 +45,7 @@ from services.shared.access import RemoteAuditor, RemoteAuthenticator, open_key_
 from services.shared.background import background
 from services.shared.channel import open_channel
 from services.shared.keyring.rpc import KeyringRpc
+from services.shared.recording import Recording
 from services.shared.server import Registration, Service
 
 
@@ -53,7 +54,7 @@ async def compose(settings: Settings, boundary: Boundary | None = None) -> Async
     """Yields the provisioner, ready to be served, its workers at work."""
     async with AsyncExitStack() as stack:
         auth = await stack.enter_async_context(open_channel(settings, "auth", settings.auth_target))
-        resolver = await stack.enter_async_context(open_key_resolver(auth))
+        resolver = await stack.enter_async_context(open_key_resolver(auth, Recording.of(settings)))
         ground = await open_ground(settings, stack, auth, boundary or Unwatched())
         plans = plans_of(replace(ground, database=ground.work_database))
         await _start_workers(ground, plans, stack)

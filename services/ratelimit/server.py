@@ -22,6 +22,7 @@ from services.ratelimit.window_store import WindowStore
 from services.shared.access import RemoteAuditor, RemoteAuthenticator, open_key_resolver
 from services.shared.channel import open_channel
 from services.shared.postgres import open_database
+from services.shared.recording import Recording
 from services.shared.redis import open_valkey
 from services.shared.server import Registration, Service
 
@@ -38,7 +39,7 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
         open_database(settings, NAME, _MIGRATIONS) as database,
         open_valkey(settings) as valkey,
         open_channel(settings, "auth", settings.auth_target) as auth,
-        open_key_resolver(auth) as keys,
+        open_key_resolver(auth, Recording.of(settings)) as keys,
         counting(settings, valkey, database, memory) as counters,
     ):
         deployments = AuthDeployments(auth)

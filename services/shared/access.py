@@ -9,9 +9,11 @@ from bulkhead.auth.v1 import auth_service_pb2 as auth_pb2
 from bulkhead.auth.v1.auth_service_pb2_grpc import AuthServiceStub
 
 from services.shared.errors import UnauthenticatedError
+from services.shared.key_figures import observe_keys
 from services.shared.key_resolver import KeyResolver, watching
 from services.shared.keyformat import DEFAULT_PREFIX, digest, well_formed
 from services.shared.principal import Caller, Principal
+from services.shared.recording import UNRECORDED, Recording
 from services.shared.status import translated
 
 
@@ -41,9 +43,13 @@ class Auditor(Protocol):
 
 
 @asynccontextmanager
-async def open_key_resolver(channel: grpc.aio.Channel) -> AsyncIterator[KeyResolver]:
+async def open_key_resolver(
+    channel: grpc.aio.Channel, recording: Recording = UNRECORDED
+) -> AsyncIterator[KeyResolver]:
     """Yields a resolver that follows the revocations of auth behind `channel`."""
     async with watching(KeyResolver(AuthServiceStub(channel))) as resolver:
+        if (meter := recording.meter()) is not None:
+            observe_keys(meter, lambda: resolver.figures)
         yield resolver
 
 

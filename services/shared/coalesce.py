@@ -6,6 +6,7 @@ from contextvars import Context
 from typing import Generic, TypeVar
 
 from opentelemetry import context as otel_context
+from opentelemetry import trace
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -41,9 +42,7 @@ class Coalescer(Generic[Item, Result]):
         """Returns the batch call's result for `item`; raises what the batch call raised."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
-        if not self._items:
-            # The first caller lends the batch its trace.
-            self._trace = otel_context.get_current()
+        self._lend(otel_context.get_current())
         self._items.append(item)
         self._futures.append(future)
         if not self._scheduled and len(self._under_way) < self._flights:
@@ -51,6 +50,11 @@ class Coalescer(Generic[Item, Result]):
             # The next turn of the loop: everyone who is ready now gets aboard.
             loop.call_soon(self._depart)
         return await future
+
+    def _lend(self, own: otel_context.Context) -> None:
+        """Gives the batch the trace of its first caller, or of the first whose trace is kept."""
+        if not self._items or (own and _is_kept(own) and not _is_kept(self._trace)):
+            self._trace = own
 
     def _depart(self) -> None:
         self._scheduled = False
@@ -97,3 +101,7 @@ class Coalescer(Generic[Item, Result]):
                     future.set_exception(error)
             if not isinstance(error, Exception):
                 raise
+
+
+def _is_kept(trace_context: otel_context.Context) -> bool:
+    return trace.get_current_span(trace_context).get_span_context().trace_flags.sampled

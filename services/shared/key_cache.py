@@ -36,6 +36,11 @@ class KeyCache:
         self._known: OrderedDict[bytes, Remembered] = OrderedDict()
         self._unknown: OrderedDict[bytes, Remembered] = OrderedDict()
         self._digests: dict[KeyId, bytes] = {}
+        # Dropped before their time, since the process began.
+        self.forgotten = 0
+
+    def __len__(self) -> int:
+        return len(self._known) + len(self._unknown)
 
     def get(self, key_digest: bytes, now: float) -> Remembered | None:
         """Returns what is remembered of the key, unless it is too old."""
@@ -50,7 +55,8 @@ class KeyCache:
             self._unknown[key_digest] = entry
         else:
             # A key may have been given another secret: forgetting it must find all there is.
-            self.forget(principal.key_id)
+            if (former := self._digests.get(principal.key_id)) is not None:
+                self._drop(former)
             self._digests[principal.key_id] = key_digest
             self._known[key_digest] = entry
         for entries in (self._known, self._unknown):
@@ -61,10 +67,12 @@ class KeyCache:
         """Forgets one key."""
         key_digest = self._digests.get(key_id)
         if key_digest is not None:
+            self.forgotten += 1
             self._drop(key_digest)
 
     def clear(self) -> None:
         """Forgets everything."""
+        self.forgotten += len(self)
         self._known.clear()
         self._unknown.clear()
         self._digests.clear()

@@ -20,6 +20,7 @@ from services.shared.clock import SteadyClock, steady_seconds
 from services.shared.coalesce import Coalescer
 from services.shared.ids import KeyId, random_text
 from services.shared.key_cache import KeyCache, Remembered
+from services.shared.key_figures import CacheFigures
 from services.shared.principal import Principal
 from services.shared.principal_messages import read_principal
 from services.shared.status import translated
@@ -64,6 +65,10 @@ class KeyResolver:
         # All that the revocations up to this one name is forgotten.
         self._forgotten = 0
         self._trusted_until = float("-inf")
+        # When auth was last heard on the stream of revocations.
+        self._heard_at = steady()
+        self._hits = 0
+        self._misses = 0
         self._hurry = asyncio.Event()
         self._asked_at = float("-inf")
         self._wanted = asyncio.Event()
@@ -110,7 +115,11 @@ class KeyResolver:
         if not self._wanted.is_set():
             self._wanted.set()
         entry = self._cache.get(key_digest, now) if now <= self._trusted_until else None
-        if entry is not None and entry.principal is not None:
+        if entry is None:
+            self._misses += 1
+            return None
+        self._hits += 1
+        if entry.principal is not None:
             minute = int(time.time() // _MINUTE_SECONDS)
             if entry.minute != minute and self._note(entry.principal):
                 entry.minute = minute
@@ -174,6 +183,18 @@ class KeyResolver:
             return False
         self._used.add(principal.key_id)
         return True
+
+    @property
+    def figures(self) -> CacheFigures:
+        """What became of the questions so far, and what is remembered now."""
+        return CacheFigures(
+            self._hits,
+            self._misses,
+            len(self._cache),
+            self._cache.forgotten,
+            self._steady() - self._heard_at,
+            self._trusts(),
+        )
 
     async def keep_leased(self) -> None:
         """Acknowledges what was forgotten, one call after the other, while keys are asked for."""
@@ -251,7 +272,7 @@ class KeyResolver:
             stream.cancel()
 
     def _hear(self, event: auth_pb2.WatchRevocationsResponse) -> None:
-        self._hurry.set()
+        self._heard_at = self._steady()
         if event.sequence <= self._forgotten:
             return
         if event.sequence == self._forgotten + 1 and event.key_ids:

@@ -17,7 +17,9 @@ from services.shared.background import background
 from services.shared.errors import NotFoundError, UnavailableError
 from services.shared.ids import TenantId
 from services.shared.places import Shares
+from services.shared.recording import Recording
 from services.shared.settings import PostgresSettings, secret_text
+from services.shared.store_recording import Statements, observe_pool
 
 Connection: TypeAlias = (
     "asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
@@ -108,6 +110,7 @@ class Database:
         self._service = service
         self._settings = settings
         self._shares = Shares(max(1, settings.postgres_pool_size // 2))
+        self._waiting = 0
 
     @asynccontextmanager
     async def tenant(self, tenant: TenantId) -> AsyncIterator[Connection]:
@@ -148,13 +151,21 @@ class Database:
             async with self._acquired() as connection, connection.transaction():
                 yield connection
 
+    @property
+    def waiting(self) -> int:
+        """How many wait for a connection of the pool."""
+        return self._waiting
+
     @asynccontextmanager
     async def _acquired(self) -> AsyncIterator[Connection]:
+        self._waiting += 1
         try:
             connection = await self.pool.acquire(timeout=_ACQUIRE_TIMEOUT_SECONDS)
         except asyncpg.PostgresError as error:
             # Whatever keeps us from logging in: to our callers the database is away.
             raise UnavailableError("the service's database is away") from error
+        finally:
+            self._waiting -= 1
         try:
             yield connection
         finally:
@@ -214,14 +225,18 @@ async def connect(settings: PostgresSettings) -> "asyncpg.Connection[asyncpg.Rec
 
 @asynccontextmanager
 async def open_database(
-    settings: PostgresSettings, service: str, migrations: Path
+    settings: PostgresSettings, service: str, migrations: Path, *, pool_name: str = ""
 ) -> AsyncIterator[Database]:
     """Yields the service's database, its migrations applied.
+
+    `pool_name` is what its figures are called, where a process has more than one; `service` is the
+    first one's.
 
     Raises:
         UnavailableError: it cannot be reached.
         MigrationError: an applied migration was changed.
     """
+    recording = Recording.of(settings)
     pool = asyncpg.create_pool(
         host=settings.postgres_host,
         port=settings.postgres_port,
@@ -232,15 +247,30 @@ async def open_database(
         max_size=settings.postgres_pool_size,
         timeout=_CONNECT_TIMEOUT_SECONDS,
         command_timeout=_COMMAND_TIMEOUT_SECONDS,
+        init=Statements(recording, service).follow if settings.is_measured else None,
     )
     try:
         with postgres_errors():
             await pool
             async with pool.acquire() as connection:
                 await migrate(connection, migrations)
-        yield Database(pool, service, settings)
+        database = Database(pool, service, settings)
+        _observe(recording, pool_name or service, database)
+        yield database
     finally:
         await pool.close()
+
+
+def _observe(recording: Recording, name: str, database: Database) -> None:
+    pool = database.pool
+    observe_pool(
+        recording,
+        name,
+        size=pool.get_size,
+        idle=pool.get_idle_size,
+        waiting=lambda: database.waiting,
+        most=pool.get_max_size(),
+    )
 
 
 @dataclass(frozen=True, slots=True)

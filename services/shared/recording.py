@@ -60,6 +60,9 @@ class Recording:
         return None if self.meters is None else self.meters.get_meter(scope)
 
 
+UNRECORDED: Final = Recording()
+
+
 @dataclass(frozen=True, slots=True)
 class Tracer:
     """Makes spans, and none where they would not be kept."""

@@ -1,7 +1,9 @@
 """The connection to Valkey, as the service's own ACL user."""
 
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from typing import Any, TypeAlias
 
 import redis.asyncio
@@ -14,7 +16,9 @@ from redis.exceptions import RedisClusterException as ClusterUnreachableError
 from redis.exceptions import TimeoutError as ValkeyTimeoutError
 
 from services.shared.errors import UnavailableError
+from services.shared.recording import Recording
 from services.shared.settings import ValkeySettings, secret_text
+from services.shared.store_recording import Commands
 
 # The client, so that who passes it on need not know the driver.
 Valkey: TypeAlias = redis.asyncio.Redis | RedisCluster
@@ -39,6 +43,8 @@ async def open_valkey(settings: ValkeySettings) -> AsyncIterator[Valkey]:
     On a cluster the host and port are those of any of its nodes.
     """
     client = _cluster(settings) if settings.valkey_cluster else _single(settings)
+    if settings.is_measured:
+        client.commands = Commands(Recording.of(settings))
     try:
         yield client
     finally:
@@ -50,7 +56,31 @@ def is_cluster(valkey: Valkey) -> bool:
     return isinstance(valkey, RedisCluster)
 
 
-def _single(settings: ValkeySettings) -> redis.asyncio.Redis:
+class _Single(redis.asyncio.Redis):
+    """The client of one server."""
+
+    commands: Commands | None = None
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        if self.commands is None:
+            return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+        return await _recorded(
+            self.commands, args[0], partial(super().execute_command, *args, **options)
+        )
+
+
+async def _recorded(commands: Commands, name: str, execute: Callable[[], Awaitable[Any]]) -> Any:
+    span, began = commands.begun(name), time.perf_counter()
+    try:
+        answer = await execute()
+    except BaseException as error:
+        commands.ended(name, span, time.perf_counter() - began, error)
+        raise
+    commands.ended(name, span, time.perf_counter() - began, None)
+    return answer
+
+
+def _single(settings: ValkeySettings) -> _Single:
     pool = redis.asyncio.BlockingConnectionPool(
         host=settings.valkey_host,
         port=settings.valkey_port,
@@ -63,7 +93,7 @@ def _single(settings: ValkeySettings) -> redis.asyncio.Redis:
         timeout=settings.valkey_timeout_seconds,
         retry=Retry(NoBackoff(), 1),
     )
-    return redis.asyncio.Redis.from_pool(pool)
+    return _Single.from_pool(pool)  # type: ignore[return-value]  # it makes one of its own class
 
 
 class _Cluster(RedisCluster):
@@ -73,12 +103,18 @@ class _Cluster(RedisCluster):
     connections of some because others were sent to the wrong ones.
     """
 
+    commands: Commands | None = None
+
     async def execute_command(self, *args: Any, **kwargs: Any) -> Any:
         await self.initialize()
-        return await super().execute_command(*args, **kwargs)
+        if self.commands is None:
+            return await super().execute_command(*args, **kwargs)
+        return await _recorded(
+            self.commands, args[0], partial(super().execute_command, *args, **kwargs)
+        )
 
 
-def _cluster(settings: ValkeySettings) -> RedisCluster:
+def _cluster(settings: ValkeySettings) -> _Cluster:
     # Connections are per node; one too many is refused, not queued, so there is room to spare.
     return _Cluster(
         host=settings.valkey_host,
