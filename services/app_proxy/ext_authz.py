@@ -8,15 +8,18 @@ from bulkhead.envoy.auth.v3 import authorization_pb2 as pb
 from bulkhead.envoy.auth.v3.authorization_pb2 import HeaderValue, HeaderValueOption, HttpStatus
 from bulkhead.envoy.auth.v3.authorization_pb2_grpc import AuthorizationServicer
 from google.rpc import code_pb2
+from opentelemetry import metrics
 
 from services.app_proxy.door import Guest, Refusal, Visit
 from services.app_proxy.problems import answer_to
 from services.app_proxy.rate_limit_headers import rate_limit_headers
 from services.app_proxy.service import Door
+from services.shared.recording import SCOPE
 
 SERVICE = "envoy.service.auth.v3.Authorization"
 # Ours alone to set: what comes from outside under these names is taken away.
 _RESERVED = "x-bulkhead-"
+_LET_IN = {"bulkhead.reason": "OK"}
 
 
 class DoorServicer(AuthorizationServicer):
@@ -24,6 +27,9 @@ class DoorServicer(AuthorizationServicer):
 
     def __init__(self, door: Door) -> None:
         self._door = door
+        self._verdicts = metrics.get_meter(SCOPE).create_counter(
+            "bulkhead.door.verdicts", "{request}", "Requests let in or refused, by reason."
+        )
 
     async def Check(self, request: pb.CheckRequest, context: Any) -> pb.CheckResponse:  # noqa: ARG002, N802 named and called by grpc
         """Returns OK, or the whole HTTP answer that ends the request."""
@@ -32,8 +38,10 @@ class DoorServicer(AuthorizationServicer):
         authority = http.host or headers.get(":authority", "")
         verdict = await self._door.admit(Visit(authority, headers.get("authorization")))
         if isinstance(verdict, Guest):
+            self._verdicts.add(1, _LET_IN)
             structlog.contextvars.bind_contextvars(deployment_id=verdict.route.deployment_id)
             return _admitted(headers, verdict)
+        self._verdicts.add(1, {"bulkhead.reason": verdict.reason.value})
         return _denied(verdict, headers.get("accept"))
 
 

@@ -6,10 +6,14 @@ from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from mcp_types import CallToolResult
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.trace import SpanKind, Status, StatusCode
+from opentelemetry.trace import SpanKind
+
+from services.shared.recording import SCOPE, fail
 
 TRACE = "bulkhead.trace"
 _MOST_NAME = 64
+# As the conventions for tools name it.
+_TOOL_ERROR = "tool_error"
 
 
 class MessageSpans:
@@ -19,7 +23,7 @@ class MessageSpans:
     """
 
     def __init__(self) -> None:
-        self._tracer = trace.get_tracer("bulkhead")
+        self._tracer = trace.get_tracer(SCOPE)
 
     async def __call__(
         self, ctx: ServerRequestContext[Any, Any], call_next: CallNext
@@ -32,10 +36,15 @@ class MessageSpans:
             kind=SpanKind.INTERNAL,
             attributes={"mcp.method.name": ctx.method, "gen_ai.tool.name": name},
             record_exception=False,
+            set_status_on_exception=False,
         ) as span:
-            result = await call_next(ctx)
+            try:
+                result = await call_next(ctx)
+            except Exception as error:
+                fail(span, type(error).__name__)
+                raise
             if isinstance(result, CallToolResult | dict) and _is_error(result):
-                span.set_status(Status(StatusCode.ERROR))
+                fail(span, _TOOL_ERROR)
             return result
 
 

@@ -100,7 +100,8 @@ def _web(door: Door, executor: Executor, callback: Callback, settings: Settings)
     # Tools made from a deployment's own tables are one more source here.
     toolbox = Toolbox([DatabaseTools(executor, catalogue)])
     sessions = session_manager(toolbox, settings.request_bytes)
-    return web_app(door, sessions, catalogue, toolbox, settings.bounds(), callback)
+    bounds, recording = settings.bounds(), Recording.of(settings)
+    return web_app(door, sessions, catalogue, toolbox, bounds, recording, callback)
 
 
 def _registrations(routing: Routing, door: Door) -> list[Registration]:

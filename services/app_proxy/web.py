@@ -34,8 +34,10 @@ from services.app_proxy.oauth import Authorizations, OAuthCallback
 from services.app_proxy.schema import Schema
 from services.app_proxy.service import Door
 from services.app_proxy.tools import Tool, Toolbox
-from services.app_proxy.web_middleware import Bounded, Bounds, Observed, refused
+from services.app_proxy.web_middleware import Bounded, Bounds, refused
+from services.app_proxy.web_recording import Observed
 from services.shared.errors import BulkheadError, PermissionDeniedError, Reason, UnavailableError
+from services.shared.recording import Recording
 
 _SCHEMA_SCOPE = "db:read"
 
@@ -56,6 +58,7 @@ def web_app(
     catalogue: Catalogue,
     toolbox: Toolbox,
     bounds: Bounds,
+    recording: Recording,
     callback: Callback,
 ) -> Starlette:
     """Returns the application; every path on a deployment's host needs a key of the deployment."""
@@ -72,7 +75,7 @@ def web_app(
         Route("/manifest.json", endpoint=documents.manifest),
     ]
     middleware = [
-        Middleware(Observed),
+        Middleware(Observed, recording=recording),
         Middleware(
             OAuthCallback,
             authorizations=callback.authorizations,

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from opentelemetry import trace
-from opentelemetry.instrumentation.utils import suppress_instrumentation
-from opentelemetry.trace import SpanKind, Status, StatusCode
+from opentelemetry.trace import SpanKind
 
 from services.app_proxy.database.failures import StatementError
 from services.app_proxy.database.statements import first_word
+from services.shared.recording import SCOPE, fail
 
 _MOST_CHARACTERS = 1_000
 _MOST_WORD = 30
@@ -26,23 +26,30 @@ _TOKEN = re.compile(
 
 @contextmanager
 def statement_span(sql: str) -> Iterator[None]:
-    """Surrounds a tenant's statement with its span; the driver's own would hold its literals."""
-    with trace.get_tracer("bulkhead").start_as_current_span(
+    """Surrounds a tenant's statement with its span, where the trace is kept.
+
+    A statement that fails is the tenant's own affair, and its message may hold what is in rows: the
+    span says the SQLSTATE alone.
+    """
+    if not trace.get_current_span().is_recording():
+        yield
+        return
+    with trace.get_tracer(SCOPE).start_as_current_span(
         first_word(sql)[:_MOST_WORD].upper(),
         kind=SpanKind.CLIENT,
+        attributes={"db.system.name": "postgresql", "db.query.text": shape(sql)},
         record_exception=False,
         set_status_on_exception=False,
     ) as span:
-        if span.is_recording():
-            span.set_attribute("db.system.name", "postgresql")
-            span.set_attribute("db.query.text", shape(sql))
-        with suppress_instrumentation():
-            try:
-                yield
-            except StatementError as error:
-                span.set_attribute("db.response.status_code", error.failure.code)
-                span.set_status(Status(StatusCode.ERROR))
-                raise
+        try:
+            yield
+        except StatementError as error:
+            span.set_attribute("db.response.status_code", error.failure.code)
+            fail(span, error.failure.code)
+            raise
+        except BaseException as error:
+            fail(span, type(error).__name__)
+            raise
 
 
 def shape(sql: str) -> str:
