@@ -15,7 +15,7 @@ from services.shared.errors import FailedPreconditionError, NotFoundError, Reaso
 from services.shared.ids import TenantId
 from services.shared.keyring import open_keyring
 from services.shared.keyring.file import FileSource
-from services.shared.keyring.private_files import locked
+from services.shared.keyring.private_files import locked, open_to_others
 from services.shared.keyring.settings import KeyringSettings
 from services.shared.settings import UnusableFileError
 from tests.keyrings import MountedSecret, fresh_key
@@ -245,3 +245,28 @@ async def test_a_mounted_folder_that_breaks_later_changes_nothing_for_who_has_re
         assert await keys.unwrap(kek, wrapped, BOUND) == DATA_KEY
         secret.publish()
         assert await keys.unwrap(kek, wrapped, BOUND) == DATA_KEY
+
+
+# As seen by user 65532, whom a pod runs as.
+@pytest.mark.parametrize(
+    ("owner", "permissions", "open_to"),
+    [
+        pytest.param(0, 0o440, False, id="mounted for the pod's group"),
+        pytest.param(0, 0o640, False, id="mounted, and root may write"),
+        pytest.param(0, 0o460, True, id="mounted, and the group may write"),
+        pytest.param(0, 0o444, True, id="mounted for everybody"),
+        pytest.param(65532, 0o600, False, id="its own"),
+        pytest.param(65532, 0o640, True, id="its own, and a group may read"),
+        pytest.param(1000, 0o640, True, id="somebody else's"),
+    ],
+)
+def test_a_secret_that_is_mounted_may_be_read_by_the_group_of_the_pod(
+    owner: int, permissions: int, open_to: bool
+) -> None:
+    found = os.stat_result((stat.S_IFREG | permissions, 1, 1, 1, owner, 65532, 1, 0, 0, 0))
+    assert open_to_others(found, 65532) is open_to
+
+
+def test_root_keeps_its_own_files_to_itself() -> None:
+    found = os.stat_result((stat.S_IFREG | 0o640, 1, 1, 1, 0, 0, 1, 0, 0, 0))
+    assert open_to_others(found, 0)

@@ -1,7 +1,6 @@
 """The operator's own OAuth clients at providers, out of a file."""
 
 import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, RootModel, SecretStr
 
 from services.credentials.domain import OAuthClient
 from services.credentials.providers.catalogue import Catalogue
+from services.shared.keyring.private_files import open_to_others
 from services.shared.settings import UnusableFileError, read_file
 from services.shared.yaml_files import parsed_as
 
@@ -47,7 +47,7 @@ def load_clients(file: Path | None, catalogue: Catalogue) -> OperatorClients:
     if file is None:
         return OperatorClients({})
     text = read_file(file)
-    if os.stat(file).st_mode & (stat.S_IRWXG | stat.S_IRWXO):  # noqa: PTH116 as the message has it
+    if open_to_others(file.stat(), os.geteuid()):
         raise UnusableFileError(f"{file}: must be its owner's alone (chmod 600)")
     named = parsed_as(_Clients, file, text).root
     for provider in named:

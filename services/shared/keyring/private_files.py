@@ -16,6 +16,8 @@ from services.shared.settings import UnusableFileError
 _PRIVATE: Final = 0o600
 _PRIVATE_FOLDER: Final = 0o700
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
+_BEYOND_A_MOUNTED_ONE: Final = stat.S_IWGRP | stat.S_IRWXO
+_ROOT: Final = 0
 _LOCK_PAUSE_SECONDS: Final = 0.02
 
 # Which file, and which state of it: a replaced one has another inode, a rewritten one another time.
@@ -36,11 +38,21 @@ def read_private(file: Path) -> bytes:
     """
     try:
         with file.open("rb") as opened:
-            if os.fstat(opened.fileno()).st_mode & _OTHERS:
+            if open_to_others(os.fstat(opened.fileno()), os.geteuid()):
                 raise UnusableFileError(f"{file}: others can read it; run `chmod 600 {file}`")
             return opened.read()
     except OSError as error:
         raise UnusableFileError(f"{file}: {error.strerror}") from error
+
+
+def open_to_others(found: os.stat_result, user: int) -> bool:
+    """Returns whether others than `user` could read the file, or write to it.
+
+    A secret that is mounted into a pod belongs to root, and is read by the pod's group: that group
+    is nobody else's. Of every other file no group may have anything.
+    """
+    mounted = found.st_uid == _ROOT != user
+    return bool(found.st_mode & (_BEYOND_A_MOUNTED_ONE if mounted else _OTHERS))
 
 
 def ensure_private(file: Path, content: bytes) -> None:
