@@ -19,7 +19,7 @@ from services.shared.recording import SCOPE
 SERVICE = "envoy.service.auth.v3.Authorization"
 # Ours alone to set: what comes from outside under these names is taken away.
 _RESERVED = "x-bulkhead-"
-_LET_IN = {"bulkhead.reason": "OK"}
+_LET_IN = {"reason": "OK"}
 
 
 class DoorServicer(AuthorizationServicer):
@@ -41,7 +41,7 @@ class DoorServicer(AuthorizationServicer):
             self._verdicts.add(1, _LET_IN)
             structlog.contextvars.bind_contextvars(deployment_id=verdict.route.deployment_id)
             return _admitted(headers, verdict)
-        self._verdicts.add(1, {"bulkhead.reason": verdict.reason.value})
+        self._verdicts.add(1, {"reason": verdict.reason.value})
         return _denied(verdict, headers.get("accept"))
 
 

@@ -1,9 +1,12 @@
 """Vending: from a key along its bindings to tokens, which are written down before they leave."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TypeAlias
+
+from opentelemetry import metrics
 
 from services.credentials import vend_store as store
 from services.credentials.domain import LEAST_LIFETIME
@@ -22,6 +25,7 @@ from services.shared.errors import BulkheadError, NotFoundError
 from services.shared.ids import BindingId, ConnectionId, TenantId
 from services.shared.postgres import Database
 from services.shared.principal import Principal
+from services.shared.recording import SCOPE
 
 _AT_ONCE = timedelta(seconds=1)
 # What was chosen for an item, or why nothing was.
@@ -56,6 +60,9 @@ class Vending:
         self._supply = supply
         self._audit = audit
         self._last_vends = last_vends
+        self._vends = metrics.get_meter(SCOPE).create_counter(
+            "bulkhead.credentials.vends", "{vend}", "Items of vends, by outcome."
+        )
 
     async def vend(self, presented: Presented, items: Sequence[Asked]) -> list[Outcome]:
         """Returns, in order, a token or why there is none.
@@ -73,7 +80,10 @@ class Vending:
         )
         outcomes = _outcomes(choices, dict(zip(lent, supplied, strict=True)))
         await self._audit.record(_records(presented, items, outcomes))
-        return [self._leaving(outcome) for outcome in outcomes]
+        leaving = [self._leaving(outcome) for outcome in outcomes]
+        for outcome, number in Counter(map(_named, leaving)).items():
+            self._vends.add(number, {"outcome": outcome})
+        return leaving
 
     async def fingerprint(self, tenant: TenantId, token: str) -> str:
         """Returns how the tenant's audit log calls the token, vended or not.
@@ -114,6 +124,10 @@ class Vending:
             return away(_AT_ONCE, "the token grew too old on its way")
         self._last_vends.note(outcome.connection_id, outcome.scope_key)
         return outcome
+
+
+def _named(outcome: Outcome) -> str:
+    return outcome.reason.value if isinstance(outcome, BulkheadError) else "OK"
 
 
 def _choice(lent: Sequence[Lent], item: Asked) -> _Choice:

@@ -9,12 +9,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 
 import structlog
-from opentelemetry import propagate
 from pgqueuer import AsyncpgDriver, Queries, QueueManager
 from pgqueuer.models import Job
 
 from services.provisioner.ports import Subject
 from services.shared.postgres import Connection, connect
+from services.shared.recording import outgoing
 from services.shared.settings import PostgresSettings
 
 _ENTRYPOINT = "reconcile"
@@ -45,8 +45,7 @@ class WorkQueue:
         The rest of the transaction runs as the service's role.
         """
         await connection.execute("SELECT set_config('role', $1, true)", self._service_role)
-        trace: dict[str, str] = {}
-        propagate.inject(trace)
+        trace = outgoing()
         queries = Queries(AsyncpgDriver(connection))  # type: ignore[arg-type]  # a pool's connection is one
         await queries.enqueue(
             [_ENTRYPOINT] * len(subjects),

@@ -6,7 +6,9 @@ from datetime import timedelta
 from types import MappingProxyType
 
 import structlog
-from opentelemetry import propagate, trace
+from opentelemetry import metrics, trace
+from opentelemetry.context import Context
+from opentelemetry.trace import SpanKind
 
 from services.provisioner import operation_store, resource_store, store
 from services.provisioner.domain import (
@@ -19,6 +21,7 @@ from services.provisioner.domain import (
     retry_delay,
 )
 from services.provisioner.drivers.protocol import DriverError
+from services.provisioner.figures import WorkFigures
 from services.provisioner.master_secret import MasterSecret, MasterSecretError
 from services.provisioner.operation_store import Due, SealedKey
 from services.provisioner.ports import Bearer, Locks, Registry
@@ -42,6 +45,7 @@ from services.shared.errors import (
 )
 from services.shared.ids import DeploymentId
 from services.shared.postgres import Connection, Database
+from services.shared.recording import SCOPE, fail, incoming
 
 # Whoever holds the lock for longer is at it; what is left is looked at again after.
 _LOCK_PATIENCE = timedelta(seconds=2)
@@ -91,6 +95,7 @@ class Reconciler:
         self._secret = secret
         self._boundary = boundary
         self._create_tries = create_tries
+        self._figures = WorkFigures(metrics.get_meter(SCOPE))
 
     async def reconcile(
         self, deployment: DeploymentId, carrier: Mapping[str, str]
@@ -99,10 +104,13 @@ class Reconciler:
 
         Returns how long to wait before looking again; None when nothing is left to do.
         """
-        with trace.get_tracer("bulkhead").start_as_current_span(
+        with trace.get_tracer(SCOPE).start_as_current_span(
             "reconcile",
-            context=propagate.extract(carrier),
+            context=incoming(carrier) or Context(),
+            kind=SpanKind.CONSUMER,
             attributes={"bulkhead.deployment_id": deployment},
+            record_exception=False,
+            set_status_on_exception=False,
         ):
             try:
                 async with self._locks.hold(deployment, _LOCK_PATIENCE):
@@ -198,10 +206,14 @@ class Reconciler:
             change = _CHANGES.get((operation.kind, state)) if ended else None
             if change is not None and current is not None and current.state is change[0]:
                 await store.set_state(connection, operation.deployment_id, change[1])
+        if ended:
+            self._figures.ended(operation, state)
 
     async def _failed(self, work: Work, step: Step, error: Exception) -> timedelta | None:
         operation = work.operation
         _log(operation, step, error)
+        self._figures.failed(operation.kind, step)
+        fail(trace.get_current_span(), _reason(error))
         message = _message(error)
         if self._is_hopeless(operation, step, error):
             await self._give_up(work, step, message)
@@ -244,6 +256,10 @@ def _message(error: Exception) -> str:
     if isinstance(error, BulkheadError):
         return error.message
     return str(error) if isinstance(error, DriverError) else "internal error"
+
+
+def _reason(error: Exception) -> str:
+    return error.reason.value if isinstance(error, BulkheadError) else type(error).__name__
 
 
 def _log(operation: Operation, step: Step, error: Exception) -> None:

@@ -1,15 +1,17 @@
 """Composition of the provisioner."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 from bulkhead.provisioner.v1 import provisioner_service_pb2 as pb2
 from bulkhead.provisioner.v1.provisioner_service_pb2_grpc import (
     add_KeyringServiceServicer_to_server,
     add_ProvisionerServiceServicer_to_server,
 )
+from opentelemetry import metrics
 
 from services.provisioner.administrators import Administrators
 from services.provisioner.backup_sweep import BackupSweep
@@ -26,6 +28,7 @@ from services.provisioner.dispatch import Dispatch
 from services.provisioner.domain import OperationKind
 from services.provisioner.drivers import local
 from services.provisioner.environment import Environments
+from services.provisioner.figures import Census
 from services.provisioner.ground import Ground, open_ground
 from services.provisioner.planning import Plans, plans_of
 from services.provisioner.queue import work
@@ -45,7 +48,8 @@ from services.shared.access import RemoteAuditor, RemoteAuthenticator, open_key_
 from services.shared.background import background
 from services.shared.channel import open_channel
 from services.shared.keyring.rpc import KeyringRpc
-from services.shared.recording import Recording
+from services.shared.postgres import Database
+from services.shared.recording import SCOPE, Recording
 from services.shared.server import Registration, Service
 
 
@@ -177,9 +181,17 @@ async def _start_workers(ground: Ground, plans: Plans, stack: AsyncExitStack) ->
         sweep.run(settings.sweep_seconds),
         ground.rewrapping.run(),
         sleeping.run(settings.look_seconds),
+        *_counting(settings, database),
         ground.driver.keep_spare(),
     ):
         await stack.enter_async_context(background(running))
+
+
+def _counting(settings: Settings, database: Database) -> list[Coroutine[Any, Any, None]]:
+    """Returns what counts the work there is, where anybody wants to know."""
+    if not settings.is_measured:
+        return []
+    return [Census(database, metrics.get_meter(SCOPE)).run()]
 
 
 def _terms(settings: Settings) -> Terms:

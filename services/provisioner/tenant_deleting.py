@@ -7,7 +7,9 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 import structlog
-from opentelemetry import propagate, trace
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.trace import SpanKind
 
 from services.provisioner import certificate_store, deletion_store, tombstone_store
 from services.provisioner.certificate_documents import moment, of_resource, of_tenant
@@ -36,6 +38,7 @@ from services.provisioner.work import Boundary, Moment, NotYetError
 from services.shared.errors import BulkheadError, UnavailableError
 from services.shared.ids import TenantId
 from services.shared.postgres import Database
+from services.shared.recording import SCOPE, fail, incoming
 
 # Whoever holds the lock for longer is at it.
 _LOCK_PATIENCE: Final = timedelta(seconds=2)
@@ -116,10 +119,13 @@ class TenantDeleting:
 
     async def reconcile(self, tenant: TenantId, carrier: Mapping[str, str]) -> timedelta | None:
         """Does what is to be done for the tenant's deletion now; see `dispatch.Dispatch`."""
-        with trace.get_tracer("bulkhead").start_as_current_span(
+        with trace.get_tracer(SCOPE).start_as_current_span(
             "delete tenant",
-            context=propagate.extract(carrier),
+            context=incoming(carrier) or Context(),
+            kind=SpanKind.CONSUMER,
             attributes={"bulkhead.tenant_id": tenant},
+            record_exception=False,
+            set_status_on_exception=False,
         ):
             try:
                 async with self._locks.hold(tenant, _LOCK_PATIENCE):
@@ -298,6 +304,7 @@ class TenantDeleting:
 
     async def _failed(self, found: Tombstone, step: Step, error: Exception) -> timedelta:
         _log(found, step, error)
+        fail(trace.get_current_span(), type(error).__name__)
         delay = retry_delay(found.retries, random.random())  # noqa: S311 no secret
         async with self._database.service() as connection:
             await tombstone_store.set_retry(connection, found.tenant_id, _words(error), delay)

@@ -8,8 +8,8 @@ from opentelemetry import metrics
 
 from services.shared.recording import Labels, observing
 
-_HIT: Final[Labels] = {"bulkhead.result": "hit"}
-_MISS: Final[Labels] = {"bulkhead.result": "miss"}
+_HIT: Final[Labels] = {"result": "hit"}
+_MISS: Final[Labels] = {"result": "miss"}
 
 
 @dataclass(frozen=True, slots=True)

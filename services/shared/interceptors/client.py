@@ -143,7 +143,7 @@ class _Figures:
 
     def _read(self) -> Iterable[tuple[float, Labels]]:
         under_way = list(self._under_way.values())
-        yield sum(under_way), {"bulkhead.peer": self._service}
+        yield sum(under_way), {"peer": self._service}
 
 
 async def _ended(call: Any) -> tuple[grpc.StatusCode, str]:
