@@ -68,6 +68,36 @@ def certificates(
     }
 
 
+def reissue(
+    home: Path,
+    services: Iterable[str],
+    *,
+    trust_domain: str = TRUST_DOMAIN,
+    clock: Clock = utc_now,
+) -> dict[str, Paths]:
+    """Returns the files of each service in `home`, every certificate and key issued anew."""
+    authority = _ensure_authority(home, trust_domain, clock())
+    issued = {service: _paths(home, service) for service in services}
+    for service, paths in issued.items():
+        names = _names(service, trust_domain)
+        new = _new_certificate(authority, service, names, clock())
+        _save(new, paths.certificate, paths.key)
+    return issued
+
+
+def succeed(home: Path, *, trust_domain: str = TRUST_DOMAIN, clock: Clock = utc_now) -> None:
+    """Makes a new authority in `home`, which issues from now on; those before stay believed."""
+    before = (home / "ca.pem").read_bytes()
+    made = _new_authority(trust_domain, clock())
+    _save(made, home / "ca.pem", home / "ca.key", before)
+
+
+def forget(home: Path) -> None:
+    """Ends the belief in all authorities in `home` but the one that issues."""
+    issuing = x509.load_pem_x509_certificate((home / "ca.pem").read_bytes())
+    write_private(home / "ca.pem", issuing.public_bytes(serialization.Encoding.PEM))
+
+
 def _ensure_authority(home: Path, trust_domain: str, now: datetime) -> _Issued:
     certificate_file, key_file = home / "ca.pem", home / "ca.key"
     kept = _load(certificate_file, key_file)
@@ -81,12 +111,16 @@ def _ensure_authority(home: Path, trust_domain: str, now: datetime) -> _Issued:
 def _ensure_certificate(
     home: Path, authority: _Issued, service: str, trust_domain: str, now: datetime
 ) -> Paths:
-    paths = Paths(home / f"{service}.pem", home / f"{service}.key", home / "ca.pem")
+    paths = _paths(home, service)
     names = _names(service, trust_domain)
     kept = _load(paths.certificate, paths.key)
     if not (kept and _fresh(kept.certificate, now) and _serves(kept, authority, names)):
         _save(_new_certificate(authority, service, names, now), paths.certificate, paths.key)
     return paths
+
+
+def _paths(home: Path, service: str) -> Paths:
+    return Paths(home / f"{service}.pem", home / f"{service}.key", home / "ca.pem")
 
 
 def _serves(kept: _Issued, authority: _Issued, names: x509.SubjectAlternativeName) -> bool:
@@ -195,7 +229,7 @@ def _load(certificate_file: Path, key_file: Path) -> _Issued | None:
     return _Issued(certificate, key) if key.public_key() == certificate.public_key() else None
 
 
-def _save(issued: _Issued, certificate_file: Path, key_file: Path) -> None:
+def _save(issued: _Issued, certificate_file: Path, key_file: Path, behind: bytes = b"") -> None:
     pem = serialization.Encoding.PEM
     write_private(
         key_file,
@@ -203,4 +237,4 @@ def _save(issued: _Issued, certificate_file: Path, key_file: Path) -> None:
             pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         ),
     )
-    write_private(certificate_file, issued.certificate.public_bytes(pem))
+    write_private(certificate_file, issued.certificate.public_bytes(pem) + behind)

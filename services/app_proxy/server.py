@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 from bulkhead.app_proxy.v1 import routing_service_pb2
@@ -34,6 +35,7 @@ from services.app_proxy.web import Callback, web_app
 from services.app_proxy.web_server import PEER, serving_web
 from services.shared.access import RemoteAuditor, RemoteAuthenticator, open_key_resolver
 from services.shared.channel import open_channel
+from services.shared.identity import open_identity
 from services.shared.limits import CoalescedLimits
 from services.shared.postgres import open_database
 from services.shared.recording import Recording
@@ -48,12 +50,12 @@ _MIGRATIONS = Path(__file__).parent / "migrations"
 async def compose(settings: Settings) -> AsyncIterator[Service]:
     """Yields the service; its HTTP side is served for as long as it is yielded."""
     async with AsyncExitStack() as stack:
-        auth = await stack.enter_async_context(open_channel(settings, "auth", settings.auth_target))
-        limits = await stack.enter_async_context(
-            open_channel(settings, "ratelimit", settings.ratelimit_target)
-        )
+        identity = await stack.enter_async_context(open_identity(settings))
+        channel = partial(open_channel, settings, identity=identity)
+        auth = await stack.enter_async_context(channel("auth", settings.auth_target))
+        limits = await stack.enter_async_context(channel("ratelimit", settings.ratelimit_target))
         provisioner = await stack.enter_async_context(
-            open_channel(settings, "provisioner", settings.provisioner_target)
+            channel("provisioner", settings.provisioner_target)
         )
         keys = await stack.enter_async_context(open_key_resolver(auth, Recording.of(settings)))
         database = await stack.enter_async_context(open_database(settings, NAME, _MIGRATIONS))
@@ -66,13 +68,13 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
             open_pools(ProvisionedDatabases(provisioner), settings.pool_limits())
         )
         credentials = await stack.enter_async_context(
-            open_channel(settings, "credentials", settings.credentials_target, once=[FINISH])
+            channel("credentials", settings.credentials_target, once=[FINISH])
         )
         callback = Callback(
             GrantAuthorizations(credentials), settings.api_hosts, settings.callbacks_in_flight
         )
         app = _web(door, Executor(pools, settings.caps()), callback, settings)
-        await stack.enter_async_context(serving_web(app, settings, settings.http_listen))
+        await stack.enter_async_context(serving_web(app, settings, settings.http_listen, identity))
         yield Service(
             registrations=_registrations(routing, door),
             authenticator=RemoteAuthenticator(keys, settings.key_prefix),
@@ -83,6 +85,7 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
                     keyless=True, peers=[PEER], audit=access_pb2.AUDIT_NONE
                 )
             },
+            identity=identity,
         )
 
 

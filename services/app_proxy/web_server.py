@@ -12,6 +12,9 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from services.app_proxy.web_tls import RenewedTls
+from services.shared.background import background
+from services.shared.identity import WatchedIdentity
 from services.shared.settings import ServiceSettings
 from services.shared.tls import spiffe_id
 
@@ -38,16 +41,20 @@ class _Server(uvicorn.Server):
 
 
 @asynccontextmanager
-async def serving_web(app: ASGIApp, settings: ServiceSettings, listen: str) -> AsyncIterator[int]:
+async def serving_web(
+    app: ASGIApp, settings: ServiceSettings, listen: str, identity: WatchedIdentity
+) -> AsyncIterator[int]:
     """Yields the port at which `app` is served over mTLS, to the front door's certificate alone.
 
     At the end no request is taken any more, and those in flight are awaited for the grace period.
 
     Raises:
         OSError: the address is taken.
+        UnusableFileError: the certificate cannot be used.
     """
+    tls = RenewedTls(settings, identity)
     listener = _bound(listen)
-    server = _Server(_config(app, settings))
+    server = _Server(_config(app, settings, tls.context))
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     ready = asyncio.create_task(server.ready.wait())
     try:
@@ -56,14 +63,15 @@ async def serving_web(app: ASGIApp, settings: ServiceSettings, listen: str) -> A
             await serving
         port: int = listener.getsockname()[1]
         structlog.get_logger().info("serving http", port=port)
-        yield port
+        async with background(tls.follow()):
+            yield port
     finally:
         ready.cancel()
         server.should_exit = True
         await serving
 
 
-def _config(app: ASGIApp, settings: ServiceSettings) -> uvicorn.Config:
+def _config(app: ASGIApp, settings: ServiceSettings, tls: ssl.SSLContext) -> uvicorn.Config:
     edge = spiffe_id(settings.trust_domain, PEER)
     return uvicorn.Config(
         app,
@@ -77,18 +85,8 @@ def _config(app: ASGIApp, settings: ServiceSettings) -> uvicorn.Config:
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=max(1, round(settings.grace_seconds)),
         h11_max_incomplete_event_size=_MOST_HEADER_BYTES,
-        ssl_context_factory=lambda _config, _default: _tls(settings),
+        ssl_context_factory=lambda _config, _default: tls,
     )
-
-
-def _tls(settings: ServiceSettings) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.load_cert_chain(settings.tls_cert_file, settings.tls_key_file)
-    context.load_verify_locations(settings.tls_ca_file)
-    context.verify_mode = ssl.CERT_REQUIRED
-    context.set_alpn_protocols(["http/1.1"])
-    return context
 
 
 def _protocol_for(peer: str) -> type[H11Protocol]:

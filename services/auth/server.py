@@ -31,6 +31,7 @@ from services.auth.upkeep import keep_tidy
 from services.auth.watchers import Watchers
 from services.shared.background import background
 from services.shared.clock import utc_now
+from services.shared.identity import open_identity
 from services.shared.postgres import Database, open_database
 from services.shared.server import Registration, Service
 from services.shared.settings import UnusableFileError, read_file, secret_text
@@ -41,7 +42,10 @@ _MIGRATIONS = Path(__file__).parent / "migrations"
 @asynccontextmanager
 async def compose(settings: Settings) -> AsyncIterator[Service]:
     """Yields auth, ready to be served."""
-    async with open_database(settings, "auth", _MIGRATIONS) as database:
+    async with (
+        open_identity(settings) as identity,
+        open_database(settings, "auth", _MIGRATIONS) as database,
+    ):
         effects = Effects(database, settings.fence)
         keyring = _keyring(settings)
         service = _service(settings, database, effects, keyring)
@@ -63,6 +67,7 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
                 authenticator=LocalAuthenticator(service, settings.key_prefix),
                 auditor=LocalAuditor(service),
                 checks={"postgres": database.check},
+                identity=identity,
             )
 
 

@@ -39,6 +39,7 @@ from services.shared.access import RemoteAuthenticator, open_key_resolver
 from services.shared.background import background
 from services.shared.channel import open_channel
 from services.shared.data_keys import DataKeys
+from services.shared.identity import open_identity
 from services.shared.keyring import open_keyring
 from services.shared.keyring.keyring import Keyring
 from services.shared.keyring.rewrapping import Rewrapping
@@ -64,13 +65,14 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
     """Yields credentials, ready to be served, its upkeep at work."""
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
+        identity = await enter(open_identity(settings))
         database = await enter(open_database(settings, _NAME, _MIGRATIONS))
         keks = await enter(open_keyring(settings))
         data_keys = DataKeys(database, keks)
         rewrapping = Rewrapping(database, keks)
         keyring = Keyring(database, keks, rewrapping)
         await keyring.verify()
-        auth = await enter(open_channel(settings, "auth", settings.auth_target))
+        auth = await enter(open_channel(settings, "auth", settings.auth_target, identity=identity))
         resolver = await enter(open_key_resolver(auth, Recording.of(settings)))
         catalogue = load_catalogue(
             settings.providers_folder, private_targets=settings.allow_private_targets
@@ -113,6 +115,7 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
             authenticator=RemoteAuthenticator(resolver, settings.key_prefix),
             auditor=AuthAuditor(auth),
             checks={"postgres": database.check},
+            identity=identity,
         )
 
 

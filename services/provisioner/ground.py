@@ -45,6 +45,7 @@ from services.provisioner.waking import Waking
 from services.provisioner.work import Boundary
 from services.shared.channel import open_channel
 from services.shared.data_keys import DataKeys
+from services.shared.identity import WatchedIdentity
 from services.shared.keyring import open_keyring
 from services.shared.keyring.keyring import Keyring
 from services.shared.keyring.rewrapping import Rewrapping
@@ -95,7 +96,11 @@ class Ground:
 
 
 async def open_ground(
-    settings: Settings, stack: AsyncExitStack, auth: grpc.aio.Channel, boundary: Boundary
+    settings: Settings,
+    stack: AsyncExitStack,
+    identity: WatchedIdentity,
+    auth: grpc.aio.Channel,
+    boundary: Boundary,
 ) -> Ground:
     """Returns all of it; what is open is closed with the stack, in reverse.
 
@@ -131,7 +136,7 @@ async def open_ground(
         data_keys=DataKeys(database, keks),
         rewrapping=rewrapping,
         keyring=keyring,
-        peers=await _peers(settings, stack, auth),
+        peers=await _peers(settings, stack, identity, auth),
         driver=driver,
         bucket_driver=bucket_driver,
         buckets=OwnBuckets(database, bucket_driver),
@@ -143,9 +148,11 @@ async def open_ground(
     )
 
 
-async def _peers(settings: Settings, stack: AsyncExitStack, auth: grpc.aio.Channel) -> Peers:
+async def _peers(
+    settings: Settings, stack: AsyncExitStack, identity: WatchedIdentity, auth: grpc.aio.Channel
+) -> Peers:
     proxy, credentials, ratelimit = [
-        await stack.enter_async_context(open_channel(settings, name, target))
+        await stack.enter_async_context(open_channel(settings, name, target, identity=identity))
         for name, target in (
             ("app_proxy", settings.app_proxy_target),
             ("credentials", settings.credentials_target),

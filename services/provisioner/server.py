@@ -47,6 +47,7 @@ from services.provisioner.work import Boundary, Unwatched
 from services.shared.access import RemoteAuditor, RemoteAuthenticator, open_key_resolver
 from services.shared.background import background
 from services.shared.channel import open_channel
+from services.shared.identity import open_identity
 from services.shared.keyring.rpc import KeyringRpc
 from services.shared.postgres import Database
 from services.shared.recording import SCOPE, Recording
@@ -57,9 +58,11 @@ from services.shared.server import Registration, Service
 async def compose(settings: Settings, boundary: Boundary | None = None) -> AsyncIterator[Service]:
     """Yields the provisioner, ready to be served, its workers at work."""
     async with AsyncExitStack() as stack:
-        auth = await stack.enter_async_context(open_channel(settings, "auth", settings.auth_target))
-        resolver = await stack.enter_async_context(open_key_resolver(auth, Recording.of(settings)))
-        ground = await open_ground(settings, stack, auth, boundary or Unwatched())
+        enter = stack.enter_async_context
+        identity = await enter(open_identity(settings))
+        auth = await enter(open_channel(settings, "auth", settings.auth_target, identity=identity))
+        resolver = await enter(open_key_resolver(auth, Recording.of(settings)))
+        ground = await open_ground(settings, stack, identity, auth, boundary or Unwatched())
         plans = plans_of(replace(ground, database=ground.work_database))
         await _start_workers(ground, plans, stack)
         yield Service(
@@ -78,6 +81,7 @@ async def compose(settings: Settings, boundary: Boundary | None = None) -> Async
             authenticator=RemoteAuthenticator(resolver, settings.key_prefix),
             auditor=RemoteAuditor(auth),
             checks={"postgres": ground.database.check},
+            identity=identity,
         )
 
 

@@ -21,6 +21,7 @@ from services.ratelimit.settings import Settings
 from services.ratelimit.window_store import WindowStore
 from services.shared.access import RemoteAuditor, RemoteAuthenticator, open_key_resolver
 from services.shared.channel import open_channel
+from services.shared.identity import open_identity
 from services.shared.postgres import open_database
 from services.shared.recording import Recording
 from services.shared.redis import open_valkey
@@ -35,10 +36,11 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
     """Yields the service with its store and peers open; closes them in reverse."""
     memory = Memory.new()
     async with (
+        open_identity(settings) as identity,
         watched(settings.ratelimit_config, settings.ratelimit_config_seconds) as descriptors,
         open_database(settings, NAME, _MIGRATIONS) as database,
         open_valkey(settings) as valkey,
-        open_channel(settings, "auth", settings.auth_target) as auth,
+        open_channel(settings, "auth", settings.auth_target, identity=identity) as auth,
         open_key_resolver(auth, Recording.of(settings)) as keys,
         counting(settings, valkey, database, memory) as counters,
     ):
@@ -58,6 +60,7 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
             # for a while.
             checks={"valkey": counters.check},
             standard_access={rls_rpc.SERVICE: rls_rpc.ACCESS},
+            identity=identity,
         )
 
 

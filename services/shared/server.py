@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha import reflection
 from services.shared.access import Auditor, Authenticator
 from services.shared.background import background
 from services.shared.health import Check, Health
+from services.shared.identity import WatchedIdentity, open_identity
 from services.shared.interceptors.access import AccessControl
 from services.shared.interceptors.chain import Chain
 from services.shared.interceptors.deadline import deadline
@@ -25,7 +26,7 @@ from services.shared.interceptors.load import LoadLimit
 from services.shared.interceptors.telemetry import Telemetry
 from services.shared.recording import Recording
 from services.shared.settings import ServiceSettings
-from services.shared.tls import identity_of, server_credentials
+from services.shared.tls import renewed_server_credentials
 
 # No request of ours is near it; whoever sends more is cut off before it is in memory.
 _MAX_MESSAGE_BYTES = 128 * 1024
@@ -59,6 +60,8 @@ class Service:
     checks: Mapping[str, Check]
     # Access for services whose contract is a standard and cannot carry our option, by full name.
     standard_access: Mapping[str, Access] = field(default_factory=dict)
+    # What the channels of the service present, too; None: the server watches one of its own.
+    identity: WatchedIdentity | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,12 +125,12 @@ async def serving(service: Service, settings: ServiceSettings) -> AsyncIterator[
     probe = grpc.aio.server(options=_OPTIONS)
     health_pb2_grpc.add_HealthServicer_to_server(health.servicer, probe)
     try:
-        credentials = server_credentials(identity_of(settings))
-        address = Address(
-            server.add_secure_port(settings.listen, credentials),
-            probe.add_insecure_port(settings.health_listen),
-        )
-        async with _watched(health):
+        async with _identity(service, settings) as identity, _watched(health):
+            credentials = renewed_server_credentials(lambda: identity.current)
+            address = Address(
+                server.add_secure_port(settings.listen, credentials),
+                probe.add_insecure_port(settings.health_listen),
+            )
             await server.start()
             await probe.start()
             structlog.get_logger().info("serving", **asdict(address))
@@ -143,6 +146,15 @@ async def serving(service: Service, settings: ServiceSettings) -> AsyncIterator[
     finally:
         await server.stop(None)
         await probe.stop(None)
+
+
+@asynccontextmanager
+async def _identity(service: Service, settings: ServiceSettings) -> AsyncIterator[WatchedIdentity]:
+    if service.identity is not None:
+        yield service.identity
+        return
+    async with open_identity(settings) as identity:
+        yield identity
 
 
 @asynccontextmanager

@@ -49,6 +49,8 @@ class ServiceSettings(TelemetrySettings):
     tls_cert_file: Path = LOCAL_PKI / "service.pem"
     tls_key_file: Path = LOCAL_PKI / "service.key"
     tls_ca_file: Path = LOCAL_PKI / "ca.pem"
+    # Seconds between two looks at these files; what is new there is used without a restart.
+    tls_reload_seconds: float = Field(default=1.0, gt=0)
     trust_domain: str = "bulkhead.local"
     log_level: Literal["debug", "info", "warning", "error", "critical"] = "info"
     key_prefix: str = Field(default="smcp", pattern=r"^[a-z]{2,12}$")

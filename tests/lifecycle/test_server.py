@@ -453,12 +453,21 @@ def probe_of(port: int) -> grpc.aio.Channel:
     return grpc.aio.insecure_channel(f"127.0.0.1:{port}")
 
 
-async def test_a_service_that_cannot_start_says_why_in_one_line(tmp_path: Path) -> None:
+async def test_a_service_that_cannot_start_says_why_in_one_line(
+    pki: Mapping[str, Paths], tmp_path: Path
+) -> None:
+    files = pki["auth"]
     pepper = tmp_path / "pepper"
     pepper.write_text("p" * 32)
     for settings, code, line in (
         ({"BULKHEAD_POSTGRES_PORT": str(free_ports(1)[0])}, 1, "auth cannot start: the service's"),
         ({"BULKHEAD_POSTGRES_PASSWORD_FILE": "/nowhere"}, 2, "/nowhere: No such file"),
+        ({"BULKHEAD_TLS_CERT_FILE": "/nowhere"}, 2, "/nowhere: No such file"),
+        (
+            {"BULKHEAD_TLS_KEY_FILE": str(pki["edge"].key)},
+            2,
+            f"{files.certificate}: the key is not the certificate's",
+        ),
     ):
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -467,6 +476,9 @@ async def test_a_service_that_cannot_start_says_why_in_one_line(tmp_path: Path) 
             env={
                 "BULKHEAD_PEPPER_FILE": str(pepper),
                 "BULKHEAD_POSTGRES_PASSWORD_FILE": "/dev/null",
+                "BULKHEAD_TLS_CERT_FILE": str(files.certificate),
+                "BULKHEAD_TLS_KEY_FILE": str(files.key),
+                "BULKHEAD_TLS_CA_FILE": str(files.authority),
             }
             | settings,
             cwd=ROOT,
