@@ -273,6 +273,7 @@ class KeyResolver:
 
     def _hear(self, event: auth_pb2.WatchRevocationsResponse) -> None:
         self._heard_at = self._steady()
+        self._hurry.set()
         if event.sequence <= self._forgotten:
             return
         if event.sequence == self._forgotten + 1 and event.key_ids:
