@@ -172,7 +172,7 @@ def test_services_import_nothing_that_the_images_lack() -> None:
 
 
 def _imported(module: ast.Module) -> set[str]:
-    """Returns the top names of what is imported with a module; a function imports later, or never."""
+    """Returns the top names of what is imported with a module; a function may never import."""
     names: set[str] = set()
     for node in module.body:
         if isinstance(node, ast.Import):
