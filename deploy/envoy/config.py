@@ -19,6 +19,9 @@ from deploy.envoy.settings import Address, EdgeSettings
 # What only the mesh may say; outsiders who say it are not heard.
 RESERVED_PREFIXES = ("x-bulkhead-", "x-envoy-")
 FORGEABLE_HEADERS = ("forwarded", "x-forwarded-host", "x-forwarded-port", "x-real-ip")
+# Who sends these chooses what traces, logs and the audit log call his requests.
+TRACE_HEADERS = ("traceparent", "tracestate")
+NEVER_TRUSTED = ("baggage", "x-client-trace-id")
 # What app_proxy needs for its decision, beside method, host and path.
 CHECKED_HEADERS = ("authorization", "accept", "cookie", "origin", "x-request-id")
 _TYPE = "type.googleapis.com/envoy.extensions"
@@ -104,7 +107,7 @@ def _connections(
     name: str, settings: EdgeSettings, methods: Iterable[OpenMethod], *, checked: bool
 ) -> dict[str, Any]:
     manager = f"{_TYPE}.filters.network.http_connection_manager.v3.HttpConnectionManager"
-    tracing = {"tracing": _tracing()} if settings.otlp else {}
+    tracing = {"tracing": _tracing(settings.sampling)} if settings.otlp else {}
     return {
         "@type": manager,
         "stat_prefix": name,
@@ -122,7 +125,7 @@ def _hygiene(settings: EdgeSettings) -> dict[str, Any]:
     """What is done to every request before anything reads it."""
     life = settings.connection_life
     return {
-        "early_header_mutation_extensions": [_strip_reserved()],
+        "early_header_mutation_extensions": [_strip_reserved(settings)],
         "use_remote_address": True,
         # Nobody is trusted for the network that he comes from, not even the loopback one; an empty
         # list would mean the private networks, so it names an address that nobody has (RFC 5737).
@@ -145,11 +148,12 @@ def _hygiene(settings: EdgeSettings) -> dict[str, Any]:
     }
 
 
-def _strip_reserved() -> dict[str, Any]:
+def _strip_reserved(settings: EdgeSettings) -> dict[str, Any]:
     prefixes = [
         {"remove_on_match": {"key_matcher": {"prefix": prefix}}} for prefix in RESERVED_PREFIXES
     ]
-    names = [{"remove": name} for name in FORGEABLE_HEADERS]
+    traces = () if settings.trusts_traces else TRACE_HEADERS
+    names = [{"remove": name} for name in (*FORGEABLE_HEADERS, *NEVER_TRUSTED, *traces)]
     return {
         "name": "envoy.http.early_header_mutation.header_mutation",
         "typed_config": {
@@ -198,9 +202,11 @@ def _check(settings: EdgeSettings) -> dict[str, Any]:
     }
 
 
-def _tracing() -> dict[str, Any]:
+def _tracing(sampling: float) -> dict[str, Any]:
+    """Traces that begin here are kept at a ratio; nobody outside can ask for more."""
     return {
-        "random_sampling": {"value": 100},
+        "client_sampling": {"value": 0},
+        "random_sampling": {"value": 100 * sampling},
         # In place of Envoy's own, which has the query in it.
         "custom_tags": [
             {"tag": "http.url", "value": "%REQ(:SCHEME)%://%REQ(:AUTHORITY)%%PATH(NQ)%"}

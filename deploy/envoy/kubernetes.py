@@ -65,6 +65,7 @@ def _edge_settings(mesh: Mapping[str, str]) -> EdgeSettings:
         domain=mesh["DOMAIN"],
         api_hosts=tuple(json.loads(mesh["API_HOSTS"])),
         otlp=_address(otlp) if otlp else None,
+        sampling=float(mesh.get("OTLP_SAMPLING", "1")),
         connection_life=CONNECTION_LIFE,
     )
 

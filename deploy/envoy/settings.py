@@ -46,6 +46,10 @@ class EdgeSettings:
     access_log: Path = field(default=Path("/dev/stdout"))
     # A receiver of OTLP over gRPC; None: no traces.
     otlp: Address | None = None
+    # Part of the traces that is kept, 0 to 1.
+    sampling: float = 1.0
+    # Whether requests from outside may name their traces; what is kept is decided here all the same.
+    trusts_traces: bool = False
     # The same door without its checks, for the benchmark alone.
     unchecked: Address | None = None
     # Where a cluster looks whether the front door serves, and for its metrics; in plaintext.

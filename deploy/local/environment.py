@@ -27,6 +27,7 @@ def service_environment(
     *,
     domain: str,
     otlp: str,
+    sampling: float = 1.0,
 ) -> dict[str, str]:
     """Returns the whole environment of a service process; makes the files that it names."""
     named = {
@@ -35,7 +36,7 @@ def service_environment(
         **(_postgres(service, layout, ports) if service in WITH_DATABASE else {}),
         **(_valkey(service, layout, ports) if service in WITH_VALKEY else {}),
         **_own(service, layout, ports, domain),
-        **({"otlp_endpoint": otlp} if otlp else {}),
+        **({"otlp_endpoint": otlp, "otlp_sampling": sampling} if otlp else {}),
     }
     settings = {f"{PREFIX}{name.upper()}": str(value) for name, value in named.items()}
     return {**PROCESS, "PYTHONUNBUFFERED": "1", **settings}

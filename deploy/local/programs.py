@@ -23,6 +23,8 @@ class Options:
 
     # A receiver of OTLP over gRPC as host:port; empty: no traces.
     otlp: str = ""
+    # Part of the traces that is kept, 0 to 1.
+    sampling: float = 1.0
     # Deployments are `<deployment>.<domain>`.
     domain: str = "localhost"
     # Where the front door listens; None: a free port, kept from then on.
@@ -77,6 +79,7 @@ class Programs:
             self.certificates[service],
             domain=self.options.domain,
             otlp=self.options.otlp,
+            sampling=self.options.sampling,
         )
         overrides = self.options.overrides.get(service, {})
         environment |= {override_name(name): value for name, value in overrides.items()}
@@ -113,6 +116,9 @@ class Programs:
             domain=self.options.domain,
             access_log=self.layout.log("access"),
             otlp=_parsed(self.options.otlp),
+            sampling=self.options.sampling,
+            # Whoever calls here is on this machine.
+            trusts_traces=True,
             unchecked=unchecked,
         )
 

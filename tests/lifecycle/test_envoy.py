@@ -370,7 +370,9 @@ async def test_a_trace_is_carried_through_the_door(
     async with contextlib.AsyncExitStack() as stack:
         receiver = await stack.enter_async_context(otlp_receiver())
         host, _, port = receiver.endpoint.rpartition(":")
-        settings = replace(settings_of(mesh_pki, tmp_path), otlp=Address(host, int(port)))
+        settings = replace(
+            settings_of(mesh_pki, tmp_path), otlp=Address(host, int(port)), trusts_traces=True
+        )
         paths = mesh_pki["app_proxy"]
         keeper = DoorKeeper(recorded)
         handler = RecordingService("app_proxy", recorded)
