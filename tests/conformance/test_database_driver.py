@@ -14,9 +14,15 @@ from services.provisioner.domain import DatabaseAddress, DatabaseRole
 from services.provisioner.drivers.local import LocalDriver, remove_home
 from services.provisioner.drivers.port_range import PortRange
 from services.provisioner.drivers.postgres_process import reachable_home
-from services.provisioner.drivers.protocol import DamagedError, DatabaseDriver, DriverError
+from services.provisioner.drivers.protocol import (
+    DamagedError,
+    DatabaseDriver,
+    DriverError,
+    UnsupportedError,
+)
 from services.provisioner.master_secret import MasterSecret
 from services.shared.ids import DeploymentId, new_backup_id, new_deployment_id
+from tests.cnpg_drivers import open_cluster
 from tests.local_databases import open_session, wanted
 
 READER, WRITER = DatabaseRole.READER, DatabaseRole.WRITER
@@ -24,18 +30,36 @@ CAP_MILLISECONDS = 30_000
 BACKUP = new_backup_id()
 PATIENCE_SECONDS = 45
 
+# The drivers that say that they do; of the others is asked that they say so.
+BACKING_UP = pytest.mark.parametrize("driver", ["local"], indirect=True)
+
 Session: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
 
-@pytest.fixture(scope="module", params=["local"])
-async def driver(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[DatabaseDriver]:
+@pytest.fixture(scope="module", params=["local", "cnpg"])
+async def driver(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[DatabaseDriver]:
     """A driver of each kind; a further one needs a line of its own here, and nothing else."""
-    home = reachable_home(tmp_path_factory.mktemp("databases"))
+    opened = {"local": open_local, "cnpg": open_cnpg}[request.param]
+    async with opened(tmp_path_factory.mktemp("databases")) as driver:
+        yield driver
+
+
+@contextlib.asynccontextmanager
+async def open_local(folder: Path) -> AsyncIterator[DatabaseDriver]:
+    home = reachable_home(folder)
     secret = MasterSecret(b"a secret that guards nothing at all")
     try:
         yield LocalDriver(home, secret, PortRange(20_000, 31_999), CAP_MILLISECONDS)
     finally:
         await remove_home(home)
+
+
+@contextlib.asynccontextmanager
+async def open_cnpg(folder: Path) -> AsyncIterator[DatabaseDriver]:
+    async with open_cluster(folder) as cluster:
+        yield cluster.driver
 
 
 @pytest.fixture
@@ -249,6 +273,7 @@ async def test_a_branch_is_a_database_of_its_own_with_the_same_content(
     assert await marks(driver, other) == [1, 2]
 
 
+@BACKING_UP
 @pytest.mark.parametrize("asleep", [False, True], ids=["running", "asleep"])
 async def test_a_backup_holds_what_was_there_and_is_restored_elsewhere(
     driver: DatabaseDriver, made: DeploymentId, other: DeploymentId, tmp_path: Path, *, asleep: bool
@@ -271,6 +296,7 @@ async def test_a_backup_holds_what_was_there_and_is_restored_elsewhere(
     assert names(tmp_path) == [file.name]
 
 
+@BACKING_UP
 async def test_only_a_whole_backup_with_that_very_source_and_id_is_restored(
     driver: DatabaseDriver, made: DeploymentId, other: DeploymentId, tmp_path: Path
 ) -> None:
@@ -315,5 +341,17 @@ async def test_what_is_given_up_at_any_moment_is_begun_anew(
         await asyncio.gather(*begun, return_exceptions=True)
     await driver.branch(made, other)
     assert await marks(driver, other) == [1]
-    await driver.back_up(made, file, BACKUP)
-    assert names(tmp_path) == [file.name]
+    if driver.backs_up:
+        await driver.back_up(made, file, BACKUP)
+    assert names(tmp_path) == [file.name] * driver.backs_up
+
+
+async def test_what_is_not_supported_is_refused_as_that(
+    driver: DatabaseDriver, made: DeploymentId, other: DeploymentId, tmp_path: Path
+) -> None:
+    if not driver.backs_up:
+        with pytest.raises(UnsupportedError):
+            await driver.back_up(made, tmp_path / "backup", BACKUP)
+        with pytest.raises(UnsupportedError):
+            await driver.restore(tmp_path / "backup", other, made, BACKUP)
+    assert names(tmp_path) == []

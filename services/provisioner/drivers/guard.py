@@ -28,7 +28,7 @@ GRACE_MILLISECONDS = 1_000
 PATIENCE_MILLISECONDS = 3_000
 
 # How often the quota is looked after at most, when its room runs out.
-_LOOK_SECONDS = 0.5
+LOOK_SECONDS = 0.5
 _START_SECONDS = 5.0
 _END_SECONDS = 10.0
 _POLL_SECONDS = 0.002
@@ -77,7 +77,7 @@ echo $$ >"$file"
 keep "$7" "$8" &
 keep "$5" "$6"
 """
-_OPTIONS = (
+OPTIONS = (
     "-c statement_timeout=0 -c lock_timeout=200 -c client_min_messages=notice "
     f"-c bulkhead.patience={PATIENCE_MILLISECONDS}ms"
 )
@@ -100,10 +100,10 @@ async def start(
         _where(server, DATABASE),
         (
             "SELECT bulkhead.begin_watch();\n"
-            f"SELECT bulkhead.look('{PAUSE_MILLISECONDS} ms') \\watch {_LOOK_SECONDS}"
+            f"SELECT bulkhead.look('{PAUSE_MILLISECONDS} ms') \\watch {LOOK_SECONDS}"
         ),
     )
-    variables = {"PGPASSWORD": password, "PGPASSFILE": "/dev/null", "PGOPTIONS": _OPTIONS}
+    variables = {"PGPASSWORD": password, "PGPASSFILE": "/dev/null", "PGOPTIONS": OPTIONS}
     async with locked(directory) as lock:
         if not alive(directory, server):
             await asyncio.to_thread(

@@ -24,8 +24,8 @@ from services.provisioner.drivers.postgres_process import (
     ServerError,
 )
 from services.provisioner.drivers.protocol import DriverError, Login, Measured, WantedDatabase
-from services.provisioner.drivers.scram import verifier
 from services.provisioner.drivers.superuser import Prepared, Superuser, prepared
+from services.provisioner.drivers.verifiers import login, verifiers
 from services.provisioner.master_secret import MasterSecret
 from services.shared.ids import BackupId, DeploymentId
 
@@ -87,6 +87,11 @@ class LocalDriver:
         self._copies = LocalCopies(home, secret)
         self._cloned = asyncio.Event()
 
+    @property
+    def backs_up(self) -> bool:
+        """Backups are supported; see the protocol."""
+        return True
+
     async def ensure(self, wanted: WantedDatabase) -> DatabaseAddress:
         """Returns where the database is; see the protocol."""
         deployment = wanted.deployment_id
@@ -140,8 +145,7 @@ class LocalDriver:
 
     def login(self, deployment: DeploymentId, role: DatabaseRole, generation: int) -> Login:
         """Returns who acts as `role`; nothing stores the password (P-02)."""
-        user = local_database.login(role, generation)
-        return Login(user, self._secret.password(deployment, user, str(generation)))
+        return login(self._secret, deployment, role, generation)
 
     async def open_generation(self, deployment: DeploymentId, generation: int) -> None:
         """Lets a generation's passwords open the database; see the protocol."""
@@ -262,7 +266,9 @@ class LocalDriver:
         superuser = self._superuser(deployment, server, told)
         sure = told if told is not None and told.whole else None
         if sure is None or sure.open_generations != wanted.open_generations:
-            await superuser.set_verifiers(self._verifiers(deployment, wanted.open_generations))
+            await superuser.set_verifiers(
+                verifiers(self._secret, deployment, wanted.open_generations)
+            )
         if sure is None or sure.quota_bytes != wanted.quota_bytes:
             await superuser.set_quota(wanted.quota_bytes)
         wanted.write(directory)
@@ -272,25 +278,10 @@ class LocalDriver:
     ) -> Superuser:
         """A server that was told nothing has the template's password, or was about to lose it."""
         own = self._secret.password(deployment, local_database.SUPERUSER)
+        address = DatabaseAddress(HOST, server.port)
         if told is None:
-            return Superuser(server, self._secret.password("template"), own)
-        return Superuser(server, own)
-
-    def _verifiers(
-        self, deployment: DeploymentId, open_generations: Sequence[int]
-    ) -> dict[str, str | None]:
-        """Returns what the server keeps of each password, so that no log can hold one."""
-        wanted: dict[str, str | None] = dict.fromkeys(local_database.LOGINS)
-        for generation in sorted(open_generations):
-            for role in DatabaseRole:
-                user = local_database.login(role, generation)
-                wanted[user] = self._verifier(deployment, user, str(generation))
-        for user in (local_database.GUARD, local_database.SUPERUSER):
-            wanted[user] = self._verifier(deployment, user)
-        return wanted
-
-    def _verifier(self, *use: str) -> str:
-        return verifier(self._secret.password(*use), self._secret.salt(*use))
+            return Superuser(address, self._secret.password("template"), own)
+        return Superuser(address, own)
 
 
 async def remove_home(home: Path) -> None:

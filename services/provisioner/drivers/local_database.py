@@ -27,9 +27,18 @@ host {DATABASE},{MAINTENANCE} {SUPERUSER},{GUARD} {HOST}/32 scram-sha-256
 """
 
 
+# Makes the tenant's database; in no transaction with anything else.
+CREATE = f"CREATE DATABASE {DATABASE}"
+
+
+def sql(name: str) -> str:
+    """Returns one of the SQL scripts; see `scripts` for how its statements end."""
+    return (Path(__file__).parent / "local_sql" / f"{name}.sql").read_text()
+
+
 def copied() -> str:
     """Returns the SQL to run in `MAINTENANCE` of what was copied from another server."""
-    return (Path(__file__).parent / "local_sql" / "copied.sql").read_text()
+    return sql("copied")
 
 
 def scripts() -> tuple[tuple[str, str], ...]:
@@ -37,10 +46,10 @@ def scripts() -> tuple[tuple[str, str], ...]:
 
     In Postgres's single-user mode a statement ends with a semicolon before an empty line.
     """
-    folder = Path(__file__).parent / "local_sql"
+    roles = "\n".join((sql("roles"), f"{CREATE};\n", sql("grants"), sql("templates")))
     return (
-        (MAINTENANCE, (folder / "roles.sql").read_text()),
-        (MAINTENANCE, (folder / "guard.sql").read_text()),
-        (DATABASE, (folder / "app.sql").read_text()),
-        (DATABASE, (folder / "quota.sql").read_text()),
+        (MAINTENANCE, roles),
+        (MAINTENANCE, sql("guard")),
+        (DATABASE, sql("app")),
+        (DATABASE, sql("quota")),
     )

@@ -17,6 +17,10 @@ class DamagedError(DriverError):
     """A backup is not what was written; no later try will do better."""
 
 
+class UnsupportedError(DriverError):
+    """This kind of database cannot do it; no later try will do better."""
+
+
 class MissingError(DriverError):
     """What was kept is not there any more; no later try will find it."""
 
@@ -59,6 +63,11 @@ class Measured:
 
 class DatabaseDriver(Protocol):
     """Makes databases, one per deployment, and takes them away."""
+
+    @property
+    def backs_up(self) -> bool:
+        """Whether `back_up` and `restore` are supported; they raise UnsupportedError if not."""
+        ...
 
     async def ensure(self, wanted: WantedDatabase) -> DatabaseAddress:
         """Returns where the deployment's database is, made and started as far as it was not.

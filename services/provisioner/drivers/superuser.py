@@ -1,7 +1,8 @@
-"""What the superuser does at a running local server: its passwords, its quota, a measurement."""
+"""What the superuser does at a running server: its passwords, its quota, a measurement."""
 
 import asyncio
 import json
+import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
@@ -11,8 +12,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import asyncpg
 
+from services.provisioner.domain import DatabaseAddress
 from services.provisioner.drivers.local_database import DATABASE, MAINTENANCE, SUPERUSER
-from services.provisioner.drivers.postgres_process import HOST, RunningServer
 from services.provisioner.drivers.protocol import Measured
 from services.provisioner.drivers.server_command import ServerError
 
@@ -36,28 +37,44 @@ class Prepared:
     # Otherwise it is just being told something else, or whoever did so died.
     whole: bool = True
 
+    @property
+    def text(self) -> str:
+        """What `told` reads."""
+        return json.dumps(asdict(self))
+
     def write(self, directory: Path) -> None:
         """Writes the file, whole or not at all."""
         partial = directory / f".{_PREPARED_NAME}"
-        partial.write_text(json.dumps(asdict(self)))
+        partial.write_text(self.text)
         partial.rename(directory / _PREPARED_NAME)
 
 
 def prepared(directory: Path) -> Prepared | None:
     """Returns what the server was told; None before it was told everything it has to know."""
     try:
-        said = json.loads((directory / _PREPARED_NAME).read_text())
+        return told((directory / _PREPARED_NAME).read_text())
+    except OSError:
+        return None
+
+
+def told(text: str) -> Prepared | None:
+    """Returns what `Prepared.text` was; None for anything else."""
+    try:
+        said = json.loads(text)
         return Prepared(tuple(said["open_generations"]), said["quota_bytes"], said["whole"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return None
 
 
 class Superuser:
     """Opens a connection for each thing that is done, and tries each password in turn."""
 
-    def __init__(self, server: RunningServer, *passwords: str) -> None:
-        self._server = server
+    def __init__(
+        self, address: DatabaseAddress, *passwords: str, tls: ssl.SSLContext | None = None
+    ) -> None:
+        self._address = address
         self._passwords = passwords
+        self._tls = tls
 
     async def set_verifiers(self, verifiers: Mapping[str, str | None]) -> None:
         """Gives each role its password, or none; returns when nobody is in by an earlier one.
@@ -65,7 +82,7 @@ class Superuser:
         Raises:
             ServerError: someone who has to go is still there.
         """
-        async with self._connected(MAINTENANCE) as connection:
+        async with self.connected(MAINTENANCE) as connection:
             await connection.execute("SELECT bulkhead.set_verifiers($1)", json.dumps(verifiers))
             # After the commit: whoever came in until then is ended. The guard goes on with that.
             await connection.execute("SELECT bulkhead.end_usurpers()")
@@ -81,7 +98,7 @@ class Superuser:
         Raises:
             ServerError: it is not in force yet; the guard will see to it.
         """
-        async with self._connected(DATABASE) as connection:
+        async with self.connected(DATABASE) as connection:
             await connection.execute("SELECT setval('bulkhead.quota', $1::bigint)", quota_bytes)
             until = monotonic() + _END_SECONDS
             # Null while the guard is at it, which may not have seen the new quota.
@@ -94,7 +111,7 @@ class Superuser:
 
     async def measure(self, quota_bytes: int) -> Measured:
         """Returns how the database is."""
-        async with self._connected(MAINTENANCE) as connection:
+        async with self.connected(MAINTENANCE) as connection:
             row = await connection.fetchrow(
                 "SELECT used_bytes, busy, statements FROM bulkhead.measure()"
             )
@@ -108,7 +125,8 @@ class Superuser:
         )
 
     @asynccontextmanager
-    async def _connected(self, database: str) -> "AsyncIterator[_Connection]":
+    async def connected(self, database: str) -> "AsyncIterator[_Connection]":
+        """Yields a connection of its own to the database."""
         connection = await self._connect(database)
         try:
             yield connection
@@ -120,12 +138,12 @@ class Superuser:
         for password in self._passwords:
             try:
                 return await asyncpg.connect(
-                    host=HOST,
-                    port=self._server.port,
+                    host=self._address.host,
+                    port=self._address.port,
                     user=SUPERUSER,
                     database=database,
                     password=password,
-                    ssl=False,
+                    ssl=self._tls or False,
                     timeout=_CONNECT_SECONDS,
                     command_timeout=_COMMAND_SECONDS,
                     server_settings=_SETTINGS,

@@ -1,7 +1,6 @@
 -- In the database `postgres`. What a tenant has belongs to the roles `reader` and `writer`, which
 -- nobody comes in as. Two logins act as each of them in turn, so that passwords can overlap. The
--- connection limits leave room for the guard and the superuser below max_connections. Nothing makes
--- databases here, so their templates go, and with them half of what each new server would copy.
+-- connection limits leave room for the guard and the superuser below max_connections.
 CREATE ROLE reader NOLOGIN NOINHERIT NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS;
 
 CREATE ROLE writer NOLOGIN NOINHERIT NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS;
@@ -28,19 +27,3 @@ ALTER ROLE writer_b SET role = 'writer';
 
 CREATE ROLE guard LOGIN NOINHERIT NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS
     CONNECTION LIMIT 4;
-
-CREATE DATABASE app;
-
-REVOKE ALL ON DATABASE app, postgres FROM PUBLIC;
-
-GRANT CONNECT ON DATABASE app TO reader, guard;
-
-GRANT CONNECT, TEMPORARY ON DATABASE app TO writer;
-
-GRANT CONNECT ON DATABASE postgres TO guard;
-
-UPDATE pg_database SET datistemplate = false;
-
-DROP DATABASE template1;
-
-DROP DATABASE template0;
