@@ -48,7 +48,7 @@ class EdgeSettings:
     otlp: Address | None = None
     # Part of the traces that is kept, 0 to 1.
     sampling: float = 1.0
-    # Whether requests from outside may name their traces; what is kept is decided here all the same.
+    # Whether requests from outside may name their traces; what is kept is decided here alone.
     trusts_traces: bool = False
     # The same door without its checks, for the benchmark alone.
     unchecked: Address | None = None
