@@ -3,12 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
+
+import structlog
 
 from services.auth.domain import Key, NewKey, Owned
 from services.auth.revocation_store import announce_revocation
 from services.auth.store import KEY_COLUMNS, found, key_of
 from services.shared.ids import KeyId, TenantId
 from services.shared.postgres import Connection
+
+# What the log calls it when keys end: by these lines a restored database learns of it again.
+KEYS_ENDED: Final = "keys ended"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +56,16 @@ async def end_keys(
         sequence,
     )
     assert revoked_at is not None  # noqa: S101 the keys are locked
+    tell_ended(key_ids, revoked_at)
     return sequence, revoked_at
+
+
+def tell_ended(key_ids: Sequence[KeyId], at: datetime) -> None:
+    """Tells the log which keys end when; not after the call that ends them was answered.
+
+    So it is known outside of the database too, if that is lost and an earlier one restored.
+    """
+    structlog.get_logger().info(KEYS_ENDED, key_ids=list(key_ids), at=at.isoformat())
 
 
 async def replace_key(
@@ -73,6 +88,7 @@ async def replace_key(
         key.grace,
     )
     assert ends_at is not None  # noqa: S101 the key is locked
+    tell_ended([key.predecessor] if key.predecessor else [], ends_at)
     return sequence, ends_at
 
 

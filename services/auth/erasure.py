@@ -5,6 +5,7 @@ from services.auth import erasure_store as store
 from services.auth.effects import Effects
 from services.auth.erasure_store import Tombstone
 from services.auth.revocation_store import announce_revocation
+from services.shared.clock import utc_now
 from services.shared.errors import FailedPreconditionError, NotFoundError, Reason
 from services.shared.ids import KeyId, TenantId
 from services.shared.postgres import Connection, Database
@@ -46,6 +47,7 @@ async def _erased(connection: Connection, tenant_id: TenantId, asking: KeyId) ->
     await store.erase(connection, tenant_id, asking)
     # Last, since revocations wait for each other from here to the commit.
     sequence = await announce_revocation(connection, ending.key_ids) if ending.key_ids else 0
+    ending_store.tell_ended(ending.key_ids, utc_now())
     return _known(await store.write_sequence(connection, tenant_id, sequence))
 
 

@@ -36,7 +36,7 @@ from services.shared.postgres import Database, open_database
 from services.shared.server import Registration, Service
 from services.shared.settings import UnusableFileError, read_file, secret_text
 
-_MIGRATIONS = Path(__file__).parent / "migrations"
+MIGRATIONS = Path(__file__).parent / "migrations"
 
 
 @asynccontextmanager
@@ -44,7 +44,7 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
     """Yields auth, ready to be served."""
     async with (
         open_identity(settings) as identity,
-        open_database(settings, "auth", _MIGRATIONS) as database,
+        open_database(settings, "auth", MIGRATIONS) as database,
     ):
         effects = Effects(database, settings.fence)
         keyring = _keyring(settings)
@@ -97,15 +97,20 @@ def _keyring(settings: Settings) -> Keyring:
     upcoming = settings.next_pepper_file
     try:
         return Keyring(
-            _pepper(settings.pepper_file),
-            [_pepper(file) for file in settings.previous_pepper_files],
-            _pepper(upcoming) if upcoming is not None else None,
+            read_pepper(settings.pepper_file),
+            [read_pepper(file) for file in settings.previous_pepper_files],
+            read_pepper(upcoming) if upcoming is not None else None,
         )
     except ValueError as error:
         raise UnusableFileError(f"peppers: {error}") from error
 
 
-def _pepper(file: Path) -> Pepper:
+def read_pepper(file: Path) -> Pepper:
+    """Returns the pepper in `file`.
+
+    Raises:
+        UnusableFileError: it is not there, or too short.
+    """
     try:
         return Pepper(read_file(file).strip())
     except ValueError as error:

@@ -2,6 +2,8 @@
 
 from collections.abc import Container, Mapping
 
+import structlog
+
 from services.provisioner import backup_store
 from services.provisioner.backup_files import BackupFiles, Found
 from services.provisioner.backups import Backups
@@ -16,10 +18,13 @@ _MOST_AT_ONCE = 100
 class BackupSweep:
     """Ends what was begun to be deleted, and removes files that no row speaks of."""
 
-    def __init__(self, database: Database, backups: Backups, files: BackupFiles) -> None:
+    def __init__(
+        self, database: Database, backups: Backups, files: BackupFiles, *, removes: bool = True
+    ) -> None:
         self._database = database
         self._backups = backups
         self._files = files
+        self._removes = removes
 
     async def tidy_backups(self) -> None:
         """Does all of it once.
@@ -35,7 +40,10 @@ class BackupSweep:
             await self._backups.remove(backup)
 
     async def _remove_unknown(self) -> None:
-        """The rows are read after the files were found: a row is always there before its file."""
+        """The rows are read after the files were found: a row is always there before its file.
+
+        Where nothing is to be removed they are counted alone.
+        """
         found = await self._files.found()
         async with self._database.service() as connection:
             backups = await backup_store.known(
@@ -44,7 +52,11 @@ class BackupSweep:
             making = await backup_store.being_made(
                 connection, {one.deployment_id for one in found if not one.backup_id}
             )
-        await self._files.unlink([one for one in found if not _is_wanted(one, backups, making)])
+        unwanted = [one for one in found if not _is_wanted(one, backups, making)]
+        if self._removes:
+            await self._files.unlink(unwanted)
+        elif unwanted:
+            structlog.get_logger().warning("unwanted backups left", files=len(unwanted))
 
 
 def _is_wanted(

@@ -19,12 +19,19 @@ class BucketSweep:
     """One that was removed by hand is reported, and never made anew."""
 
     def __init__(
-        self, database: Database, locks: Locks, buckets: OwnBuckets, driver: BucketDriver | None
+        self,
+        database: Database,
+        locks: Locks,
+        buckets: OwnBuckets,
+        driver: BucketDriver | None,
+        *,
+        removes: bool = True,
     ) -> None:
         self._database = database
         self._locks = locks
         self._buckets = buckets
         self._driver = driver
+        self._removes = removes
 
     async def look_after_buckets(self) -> None:
         """Writes down which buckets are not there any more.
@@ -52,8 +59,8 @@ class BucketSweep:
     async def remove_unwanted_buckets(self) -> None:
         """Removes every bucket whose deployment is unknown, deleted or given up.
 
-        The rows are read after the buckets were found, and again under the lock: a deployment's
-        row is always there before its bucket is.
+        Where nothing is to be removed it is reported alone. The rows are read after the buckets
+        were found, and again under the lock: a deployment's row is always there before its bucket.
 
         Raises:
             DriverError: the storage is away.
@@ -61,8 +68,12 @@ class BucketSweep:
         if self._driver is None:
             return
         for deployment_id in await self._driver.found():
-            if not await self._is_wanted(deployment_id):
+            if await self._is_wanted(deployment_id):
+                continue
+            if self._removes:
                 await self._remove(self._driver, deployment_id)
+            else:
+                structlog.get_logger().warning("unwanted bucket left", deployment_id=deployment_id)
 
     async def _remove(self, driver: BucketDriver, deployment_id: DeploymentId) -> None:
         try:

@@ -164,6 +164,7 @@ async def _start_workers(ground: Ground, plans: Plans, stack: AsyncExitStack) ->
         ground.boundary,
         create_tries=settings.create_tries,
     )
+    removes = settings.remove_unwanted
     sweep = Sweep(
         database,
         locks,
@@ -171,8 +172,9 @@ async def _start_workers(ground: Ground, plans: Plans, stack: AsyncExitStack) ->
         ground.waking,
         ground.listening,
         ground.driver,
-        BackupSweep(database, _backups(ground), ground.backup_files),
-        BucketSweep(database, locks, ground.buckets, ground.bucket_driver),
+        BackupSweep(database, _backups(ground), ground.backup_files, removes=removes),
+        BucketSweep(database, locks, ground.buckets, ground.bucket_driver, removes=removes),
+        removes=removes,
     )
     sleeping = Sleeping(database, locks, ground.driver, ground.uses, settings.measure_seconds)
     await ground.listening.match()

@@ -84,6 +84,8 @@ class Settings(ServiceSettings, PostgresSettings, KeyringSettings):
 
     # How often what is wanted is held against what is.
     sweep_seconds: float = Field(default=15.0, gt=0)
+    # False after an earlier database was restored, which does not know of what was made since.
+    remove_unwanted: bool = True
     # How long a process that works on something may give no sign until another takes over.
     heartbeat_seconds: float = Field(default=10.0, ge=0.5)
     # Tries of a create, of a backup, or of a rotation that has changed nothing yet, before it fails

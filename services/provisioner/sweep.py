@@ -33,6 +33,8 @@ class Sweep:
         driver: DatabaseDriver,
         backups: BackupSweep,
         buckets: BucketSweep,
+        *,
+        removes: bool = True,
     ) -> None:
         self._database = database
         self._locks = locks
@@ -42,6 +44,7 @@ class Sweep:
         self._driver = driver
         self._backups = backups
         self._buckets = buckets
+        self._removes = removes
 
     async def run(self, seconds: float) -> None:
         """Sweeps at once, and then every `seconds`, for ever."""
@@ -88,12 +91,16 @@ class Sweep:
     async def remove_unwanted(self) -> None:
         """Removes every server whose deployment is unknown, deleted or given up.
 
-        The rows are read after the servers were found, and again under the lock: a deployment's
-        row is always there before its server is.
+        Where nothing is to be removed it is reported alone. The rows are read after the servers
+        were found, and again under the lock: a deployment's row is always there before its server.
         """
         for deployment_id in await self._driver.found():
-            if not await self._is_wanted(deployment_id):
+            if await self._is_wanted(deployment_id):
+                continue
+            if self._removes:
                 await _attempted(self._remove(deployment_id), "remove")
+            else:
+                structlog.get_logger().warning("unwanted server left", deployment_id=deployment_id)
 
     async def _remove(self, deployment_id: DeploymentId) -> None:
         async with self._locks.hold(deployment_id, LOCK_PATIENCE):
