@@ -4,9 +4,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+K8S := deploy/kubernetes
+MESH := $(K8S)/base/mesh.env
 PROTOS := $(shell find protos/bulkhead -name '*.proto' 2>/dev/null)
 
-.PHONY: help demo up test lint proto bench manifests images lock clean
+.PHONY: help demo up test lint proto bench soak manifests images lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -46,16 +48,19 @@ bench: $(READY) ## Measure the front door, the limiter, keys, the provisioning, 
 	@$(BIN)/python bench/wake.py
 	@$(BIN)/python bench/vend.py
 
-manifests: $(READY) ## Write the front door's configuration for the manifests
-	@$(BIN)/python -m deploy.envoy deploy/kubernetes/base/mesh.env > deploy/kubernetes/base/envoy/envoy.json
-	@$(BIN)/python -m deploy.envoy deploy/kubernetes/base/mesh.env deploy/kubernetes/components/otel/otel.env \
-		> deploy/kubernetes/components/otel/envoy.json
+manifests: $(READY) ## Write the front door's configurations for the manifests
+	@$(BIN)/python -m deploy.envoy $(MESH) > $(K8S)/base/envoy/envoy.json
+	@$(BIN)/python -m deploy.envoy $(MESH) $(K8S)/overlays/dev/mesh.env > $(K8S)/overlays/dev/envoy.json
+	@$(BIN)/python -m deploy.envoy $(MESH) $(K8S)/components/otel/otel.env > $(K8S)/components/otel/envoy.json
 
 images: ## Build the services' images with docker, podman or buildah, whichever is there
 	@BASE="$(BASE)" REGISTRY="$(REGISTRY)" TAG="$(TAG)" ENGINE="$(ENGINE)" deploy/images/build
 
 COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--custom-compile-command "make lock"
+
+soak: $(READY) ## Keep mixed load up for ten minutes, and see whether any service grows
+	@$(BIN)/python bench/soak.py
 
 lock: ## Resolve the locks anew for every supported Python
 	@$(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet uv

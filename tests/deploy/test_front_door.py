@@ -27,9 +27,11 @@ from deploy.local.ports import LOOPBACK, free_ports
 ROOT = Path(__file__).parents[2]
 KUBERNETES = ROOT / "deploy" / "kubernetes"
 MESH = KUBERNETES / "base" / "mesh.env"
+DEV = KUBERNETES / "overlays" / "dev"
 OTEL = KUBERNETES / "components" / "otel"
 CONFIGURATIONS = {
     "base": (KUBERNETES / "base" / "envoy" / "envoy.json", [MESH]),
+    "dev": (DEV / "envoy.json", [MESH, DEV / "mesh.env"]),
     "otel": (OTEL / "envoy.json", [MESH, OTEL / "otel.env"]),
 }
 EACH = pytest.mark.parametrize("name", CONFIGURATIONS)
