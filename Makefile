@@ -48,6 +48,9 @@ bench: $(READY) ## Measure the front door, the limiter, keys, the provisioning, 
 	@$(BIN)/python bench/wake.py
 	@$(BIN)/python bench/vend.py
 
+soak: $(READY) ## Keep mixed load up for ten minutes, and see whether any service grows
+	@$(BIN)/python bench/soak.py
+
 manifests: $(READY) ## Write the front door's configurations for the manifests
 	@$(BIN)/python -m deploy.envoy $(MESH) > $(K8S)/base/envoy/envoy.json
 	@$(BIN)/python -m deploy.envoy $(MESH) $(K8S)/overlays/dev/mesh.env > $(K8S)/overlays/dev/envoy.json
@@ -58,9 +61,6 @@ images: ## Build the services' images with docker, podman or buildah, whichever 
 
 COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--custom-compile-command "make lock"
-
-soak: $(READY) ## Keep mixed load up for ten minutes, and see whether any service grows
-	@$(BIN)/python bench/soak.py
 
 lock: ## Resolve the locks anew for every supported Python
 	@$(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet uv
