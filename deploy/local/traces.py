@@ -1,7 +1,7 @@
-"""A receiver of traces for one machine, and a trace as a tree for people to read.
+"""A receiver of traces and metrics for one machine, and a trace as a tree for people to read.
 
-Speaks OTLP over gRPC (opentelemetry.proto.collector.trace.v1), keeps a bounded number of spans in
-memory, and no more than that: it is for the demonstration and for tests.
+Speaks OTLP over gRPC (opentelemetry.proto.collector), keeps a bounded number of spans in memory and
+the names of metrics, and no more than that: it is for the demonstration and for tests.
 """
 
 from collections import deque
@@ -10,6 +10,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import grpc
+from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as metrics_pb2
+from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2_grpc as metrics_grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as pb2
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as pb2_grpc
 from opentelemetry.proto.common.v1.common_pb2 import KeyValue
@@ -78,24 +80,47 @@ class Traces(pb2_grpc.TraceServiceServicer):
         return self.spans(trace_id)
 
 
+class Metrics(metrics_grpc.MetricsServiceServicer):
+    """The names of the metrics that were received, by service."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, set[str]] = {}
+
+    async def Export(  # noqa: N802 the contract's name
+        self, request: metrics_pb2.ExportMetricsServiceRequest, _context: object
+    ) -> metrics_pb2.ExportMetricsServiceResponse:
+        """Notes what is measured."""
+        for resource in request.resource_metrics:
+            service = _text(resource.resource.attributes).get("service.name", "")
+            names = (metric.name for scope in resource.scope_metrics for metric in scope.metrics)
+            self._names.setdefault(service, set()).update(names)
+        return metrics_pb2.ExportMetricsServiceResponse()
+
+    def names(self, service: str) -> frozenset[str]:
+        """Returns the metrics that a service has sent."""
+        return frozenset(self._names.get(service, ()))
+
+
 @dataclass(frozen=True, slots=True)
 class Receiver:
     """A running receiver: its OTLP endpoint as host:port, and what it has received."""
 
     endpoint: str
     traces: Traces
+    metrics: Metrics
 
 
 @asynccontextmanager
 async def otlp_receiver(port: int = 0) -> AsyncIterator[Receiver]:
-    """Receives spans for the length of the context; port 0 picks a free one."""
-    traces = Traces()
+    """Receives spans and metrics for the length of the context; port 0 picks a free one."""
+    traces, metrics = Traces(), Metrics()
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     pb2_grpc.add_TraceServiceServicer_to_server(traces, server)  # type: ignore[no-untyped-call]
+    metrics_grpc.add_MetricsServiceServicer_to_server(metrics, server)  # type: ignore[no-untyped-call]
     bound = server.add_insecure_port(f"{LOOPBACK}:{port}")
     await server.start()
     try:
-        yield Receiver(f"{LOOPBACK}:{bound}", traces)
+        yield Receiver(f"{LOOPBACK}:{bound}", traces, metrics)
     finally:
         await server.stop(0)
 

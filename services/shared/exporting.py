@@ -30,7 +30,7 @@ _MOST_SPANS: Final = 4_096
 _MOST_SPANS_AT_ONCE: Final = 512
 _MOST_ATTRIBUTE: Final = 1_000
 # What is still to be sent at the end is dropped after.
-_FAREWELL_SECONDS: Final = 3.0
+_FAREWELL_SECONDS: Final = 2.0
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from services.shared.settings import TelemetrySettings
 def exported(service: str, settings: TelemetrySettings) -> Iterator[None]:
     """Exports this process's spans and metrics for the length of the block.
 
-    With neither a receiver nor an address nothing is recorded, and the SDK is not even loaded.
+    With neither a receiver nor an address nothing is recorded, and nothing of the SDK is loaded.
 
     Raises:
         UnavailableError: the metrics cannot be served at their address.

@@ -148,7 +148,12 @@ class _Figures:
 
 async def _ended(call: Any) -> tuple[grpc.StatusCode, str]:
     """Returns the call's code, and why it was refused as the errors of the mesh say it."""
-    code: grpc.StatusCode = await call.code()
+    try:
+        code: grpc.StatusCode = await call.code()
+    except asyncio.CancelledError:
+        # Who waits for the code alone would leave the call under way.
+        call.cancel()
+        raise
     if code is grpc.StatusCode.OK:
         return code, ""
     trailing = Metadata(*(await call.trailing_metadata() or ()))

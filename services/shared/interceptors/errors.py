@@ -31,8 +31,9 @@ async def errors(call: Call) -> Entered:
         raise
     except grpc.aio.AbortError:
         # A handler has ended the call itself, as with `abort_with_status`.
-        number: Any = call.context.code()
-        call.code = _CODES.get(number, grpc.StatusCode.UNKNOWN)
+        # A number, when it was set as one.
+        code: Any = call.context.code()
+        call.code = _CODES.get(code, code)
         raise
     except Exception:  # noqa: BLE001 the last line of defence: its text must not leave
         error_id = f"err_{random_text(12)}"
