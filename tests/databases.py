@@ -4,7 +4,8 @@ import itertools
 from pathlib import Path
 
 from deploy.local.postgres import MeshPostgres
-from services.shared.postgres import connect, migrate
+from services.shared.postgres import connect
+from services.shared.schema import migrate
 from services.shared.settings import PostgresSettings
 
 SERVICES = Path(__file__).parent.parent / "services"

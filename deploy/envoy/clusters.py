@@ -1,5 +1,10 @@
-"""Where the front door forwards to: each service by mutual TLS, known by its SPIFFE URI."""
+"""Where the front door forwards to: each service by mutual TLS, known by its SPIFFE URI.
 
+Where a service can have several replicas each is asked all the time whether it takes calls: one
+that is about to end says no before it closes anything, and gets nothing new from then on.
+"""
+
+from collections.abc import Sequence
 from ipaddress import ip_address
 from typing import Any
 
@@ -16,17 +21,25 @@ _BUFFER_BYTES = 1 << 20
 # Shorter than app_proxy's own patience with an idle connection (30 s), so that no request meets a
 # connection which the other side is just closing.
 _IDLE_HTTP1 = "20s"
+# app_proxy says there whether it takes requests; from outside no host of that name is served.
+HEALTH_HOST, HEALTH_PATH = "app_proxy", "/health"
+# The gRPC health service's name for "this process takes calls", whatever is away around it.
+_TAKES_CALLS = "liveness"
+# A replica that ends has to wait for longer than this before it closes (`drain_seconds`).
+_HEALTH_SECONDS = 0.25
+_HEALTH_PATIENCE_SECONDS = 2
 
 
 def clusters(settings: EdgeSettings) -> list[dict[str, Any]]:
     """Returns a cluster per service, one for deployments' requests, and the trace receiver's."""
-    identity = settings.identity
+    identity, further = settings.identity, settings.further
     services = [
-        _secured(service, address, service, identity, _grpc())
+        _secured(service, [address, *further.get(service, ())], service, identity, _grpc())
         for service, address in sorted(settings.services.items())
     ]
-    http = _secured(APP_PROXY_HTTP, settings.app_proxy_http, "app_proxy", identity, _http1())
-    traces = [_cluster(OTLP, settings.otlp, _grpc())] if settings.otlp else []
+    https = [settings.app_proxy_http, *further.get(APP_PROXY_HTTP, ())]
+    http = _secured(APP_PROXY_HTTP, https, "app_proxy", identity, _http1())
+    traces = [_cluster(OTLP, [settings.otlp], _grpc())] if settings.otlp else []
     return [*services, http, *traces]
 
 
@@ -36,19 +49,30 @@ def endpoint(address: Address) -> dict[str, Any]:
 
 
 def _secured(
-    name: str, address: Address, service: str, identity: Identity, options: dict[str, Any]
+    name: str,
+    addresses: Sequence[Address],
+    service: str,
+    identity: Identity,
+    options: dict[str, Any],
 ) -> dict[str, Any]:
-    alpn = "h2" if "http2_protocol_options" in options["explicit_http_config"] else "http/1.1"
-    return _cluster(name, address, options) | {
-        "transport_socket": {
-            "name": "envoy.transport_sockets.tls",
-            "typed_config": {
-                "@type": _TLS,
-                "sni": service,
-                "common_tls_context": _tls_context(identity, service, alpn),
-            },
+    http2 = "http2_protocol_options" in options["explicit_http_config"]
+    alpn = "h2" if http2 else "http/1.1"
+    several = len(addresses) > 1 or not _is_ip(addresses[0].host)
+    checks = {"health_checks": [_health(http2=http2)]} if several else {}
+    return (
+        _cluster(name, addresses, options)
+        | checks
+        | {
+            "transport_socket": {
+                "name": "envoy.transport_sockets.tls",
+                "typed_config": {
+                    "@type": _TLS,
+                    "sni": service,
+                    "common_tls_context": _tls_context(identity, service, alpn),
+                },
+            }
         }
-    }
+    )
 
 
 def _tls_context(identity: Identity, service: str, alpn: str) -> dict[str, Any]:
@@ -73,16 +97,35 @@ def _tls_context(identity: Identity, service: str, alpn: str) -> dict[str, Any]:
     }
 
 
-def _cluster(name: str, address: Address, options: dict[str, Any]) -> dict[str, Any]:
+def _health(*, http2: bool) -> dict[str, Any]:
+    interval = f"{_HEALTH_SECONDS}s"
+    http = {"host": HEALTH_HOST, "path": HEALTH_PATH}
+    check = (
+        {"grpc_health_check": {"service_name": _TAKES_CALLS}}
+        if http2
+        else {"http_health_check": http}
+    )
+    return {
+        "timeout": f"{_HEALTH_PATIENCE_SECONDS}s",
+        "interval": interval,
+        "no_traffic_interval": interval,
+        "unhealthy_threshold": 1,
+        "healthy_threshold": 1,
+        **check,
+    }
+
+
+def _cluster(name: str, addresses: Sequence[Address], options: dict[str, Any]) -> dict[str, Any]:
+    endpoints = [{"endpoint": {"address": endpoint(address)}} for address in addresses]
     return {
         "name": name,
-        "type": "STATIC" if _is_ip(address.host) else "STRICT_DNS",
+        "type": "STATIC" if all(_is_ip(each.host) for each in addresses) else "STRICT_DNS",
         "connect_timeout": "1s",
         "lb_policy": "LEAST_REQUEST",
         "per_connection_buffer_limit_bytes": _BUFFER_BYTES,
         "load_assignment": {
             "cluster_name": name,
-            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": endpoint(address)}}]}],
+            "endpoints": [{"lb_endpoints": endpoints}],
         },
         "typed_extension_protocol_options": {
             _HTTP_OPTIONS: {"@type": f"type.googleapis.com/{_HTTP_OPTIONS}"} | options

@@ -13,7 +13,7 @@ from deploy.envoy.clusters import OTLP, clusters, endpoint
 from deploy.envoy.contracts import OpenMethod, contracts, open_methods
 from deploy.envoy.inward import inward_clusters, inward_listeners
 from deploy.envoy.replies import AWAY, local_replies
-from deploy.envoy.routes import BUFFER, CHECK, RATE, route_configuration
+from deploy.envoy.routes import BUFFER, CHECK, RATE, RETRY, route_configuration
 from deploy.envoy.settings import Address, EdgeSettings
 
 # What only the mesh may say; outsiders who say it are not heard.
@@ -188,12 +188,16 @@ def _filters(settings: EdgeSettings, *, checked: bool) -> list[dict[str, Any]]:
 
 
 def _check(settings: EdgeSettings) -> dict[str, Any]:
+    patience = f"{settings.check_timeout.total_seconds()}s"
+    # Here, other than in routes, the longest pause is also the longest that one try may take.
+    pauses = RETRY["retry_back_off"] | {"max_interval": patience}
     return {
         "@type": f"{_TYPE}.filters.http.ext_authz.v3.ExtAuthz",
         "transport_api_version": "V3",
         "grpc_service": {
             "envoy_grpc": {"cluster_name": "app_proxy"},
-            "timeout": f"{settings.check_timeout.total_seconds()}s",
+            "timeout": patience,
+            "retry_policy": RETRY | {"retry_back_off": pauses},
         },
         "failure_mode_allow": False,
         "status_on_error": {"code": AWAY.status},

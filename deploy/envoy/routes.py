@@ -27,12 +27,23 @@ _LIMIT_HEADERS = ("ratelimit", "ratelimit-policy")
 _UNARY_SECONDS = 60
 _STREAM_SECONDS = 3_600
 _IDLE_SECONDS = 900
-# A request that never left is safe to send again, whatever it does. The pauses outlast the
-# restart of a killed service.
-_RETRY = {
+_OTHERS = "envoy.retry_host_predicates.previous_hosts"
+# A request that never left is safe to send again, whatever it does: to another replica, if there is
+# one. The pauses outlast the restart of a killed service.
+RETRY: dict[str, Any] = {
     "retry_on": "connect-failure,refused-stream,reset-before-request",
     "num_retries": 4,
     "retry_back_off": {"base_interval": "0.05s", "max_interval": "0.5s"},
+    "retry_host_predicate": [
+        {
+            "name": _OTHERS,
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3"
+                ".PreviousHostsPredicate"
+            },
+        }
+    ],
+    "host_selection_retry_max_attempts": 3,
 }
 
 
@@ -69,7 +80,7 @@ def _method(method: OpenMethod) -> dict[str, Any]:
             "timeout": "0s",
             "idle_timeout": most,
             "max_stream_duration": {"max_stream_duration": most, "grpc_timeout_header_max": most},
-            "retry_policy": _RETRY,
+            "retry_policy": RETRY,
         },
         "decorator": {"operation": method.path[1:], "propagate": False},
     }
@@ -86,7 +97,7 @@ def _callback() -> dict[str, Any]:
         "route": {
             "cluster": APP_PROXY_HTTP,
             "timeout": f"{_CALLBACK_SECONDS}s",
-            "retry_policy": _RETRY,
+            "retry_policy": RETRY,
             "rate_limits": [{"actions": [{"remote_address": {}}]}],
         },
         "tracing": {
@@ -142,7 +153,7 @@ def _deployments(domain: str) -> dict[str, Any]:
                     # A stream of events may last; one that is silent for long is given up.
                     "timeout": "0s",
                     "idle_timeout": f"{_IDLE_SECONDS}s",
-                    "retry_policy": _RETRY,
+                    "retry_policy": RETRY,
                 },
                 "decorator": {"operation": "deployment", "propagate": False},
             }

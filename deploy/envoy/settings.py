@@ -1,6 +1,6 @@
 """What the front door's configuration is made from."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -38,6 +38,8 @@ class EdgeSettings:
     services: Mapping[str, Address]
     # What deployments' requests go to once app_proxy has let them in.
     app_proxy_http: Address
+    # More endpoints of the same, by service or as "app_proxy_http", where no name stands for all.
+    further: Mapping[str, Sequence[Address]] = field(default_factory=dict)
     # Deployments are `<deployment>.<domain>`; any port.
     domain: str = "localhost"
     # Where the API is served; any port.

@@ -1,8 +1,10 @@
 """`python -m services.app_proxy` serves until it is told to stop."""
 
+import sys
+
 from services.app_proxy.server import NAME, compose
 from services.app_proxy.settings import Settings
 from services.shared.runtime import main
 
 if __name__ == "__main__":
-    main(NAME, Settings, compose)
+    main(NAME, Settings, compose, sys.argv[1:])

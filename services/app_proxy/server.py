@@ -1,5 +1,6 @@
 """The composition root of app_proxy."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -73,7 +74,8 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
         callback = Callback(
             GrantAuthorizations(credentials), settings.api_hosts, settings.callbacks_in_flight
         )
-        app = _web(door, Executor(pools, settings.caps()), callback, settings)
+        draining = asyncio.Event()
+        app = _web(door, Executor(pools, settings.caps()), callback, settings, draining)
         await stack.enter_async_context(serving_web(app, settings, settings.http_listen, identity))
         yield Service(
             registrations=_registrations(routing, door),
@@ -86,6 +88,7 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
                 )
             },
             identity=identity,
+            draining=draining,
         )
 
 
@@ -98,13 +101,19 @@ def _cache(valkey: Valkey, settings: Settings) -> ValkeyRouteCache:
     )
 
 
-def _web(door: Door, executor: Executor, callback: Callback, settings: Settings) -> ASGIApp:
+def _web(
+    door: Door,
+    executor: Executor,
+    callback: Callback,
+    settings: Settings,
+    draining: asyncio.Event,
+) -> ASGIApp:
     catalogue = Catalogue(executor)
     # Tools made from a deployment's own tables are one more source here.
     toolbox = Toolbox([DatabaseTools(executor, catalogue)])
     sessions = session_manager(toolbox, settings.request_bytes)
     bounds, recording = settings.bounds(), Recording.of(settings)
-    return web_app(door, sessions, catalogue, toolbox, bounds, recording, callback)
+    return web_app(door, sessions, catalogue, toolbox, bounds, recording, callback, draining)
 
 
 def _registrations(routing: Routing, door: Door) -> list[Registration]:

@@ -3,6 +3,7 @@
 On the API's own hosts there is one path more: where providers lead people back to.
 """
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
@@ -34,7 +35,7 @@ from services.app_proxy.oauth import Authorizations, OAuthCallback
 from services.app_proxy.schema import Schema
 from services.app_proxy.service import Door
 from services.app_proxy.tools import Tool, Toolbox
-from services.app_proxy.web_middleware import Bounded, Bounds, refused
+from services.app_proxy.web_middleware import Bounded, Bounds, Draining, refused
 from services.app_proxy.web_recording import Observed
 from services.shared.errors import BulkheadError, PermissionDeniedError, Reason, UnavailableError
 from services.shared.recording import Recording
@@ -60,6 +61,7 @@ def web_app(
     bounds: Bounds,
     recording: Recording,
     callback: Callback,
+    draining: asyncio.Event,
 ) -> Starlette:
     """Returns the application; every path on a deployment's host needs a key of the deployment."""
 
@@ -75,6 +77,7 @@ def web_app(
         Route("/manifest.json", endpoint=documents.manifest),
     ]
     middleware = [
+        Middleware(Draining, draining=draining),
         Middleware(Observed, recording=recording),
         Middleware(
             OAuthCallback,

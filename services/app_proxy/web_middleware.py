@@ -1,22 +1,20 @@
-"""What surrounds every HTTP request: a span, a log line, and a bound on how many there are."""
+"""What surrounds every HTTP request: a bound on how many there are."""
 
-import time
+import asyncio
 from collections import Counter
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-import structlog
-from opentelemetry import context, propagate, trace
-from opentelemetry.trace import SpanKind, Status, StatusCode
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.app_proxy.door import Guest, Refusal, overloaded
 from services.app_proxy.mcp_endpoint import GUEST
-from services.app_proxy.mcp_tracing import TRACE
 from services.app_proxy.problems import answer_to
 from services.shared.ids import DeploymentId
+
+# Where the front door asks whether we take requests.
+HEALTH_HOST, HEALTH_PATH = "app_proxy", "/health"
 
 
 def refused(refusal: Refusal, request: Request) -> Response:
@@ -31,6 +29,41 @@ class Bounds:
 
     process: int
     deployment: int
+
+
+class Draining:
+    """Tells the front door whether this process takes requests, and lets it go when it does not.
+
+    A connection that is simply closed may have the next request on its way.
+    """
+
+    def __init__(self, app: ASGIApp, draining: asyncio.Event) -> None:
+        self._app = app
+        self._draining = draining
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers the front door's own question; sets `Connection: close` on other answers."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+        elif _asks_for_health(Request(scope)):
+            await Response(status_code=503 if self._draining.is_set() else 200)(
+                scope, receive, send
+            )
+        else:
+            await self._app(scope, receive, self._last(send))
+
+    def _last(self, send: Send) -> Send:
+        async def send_last(message: Message) -> None:
+            if message["type"] == "http.response.start" and self._draining.is_set():
+                message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
+            await send(message)
+
+        return send_last
+
+
+def _asks_for_health(request: Request) -> bool:
+    # No deployment has a host of one word, nor has the API one that the front door would pass on.
+    return request.url.path == HEALTH_PATH and request.headers.get("host") == HEALTH_HOST
 
 
 class Bounded:
@@ -62,72 +95,3 @@ class Bounded:
     def _is_full(self, deployment: DeploymentId) -> bool:
         own = self._in_flight[deployment]
         return own >= self._bounds.deployment or self._in_flight.total() >= self._bounds.process
-
-
-class Observed:
-    """One span and one canonical log line for each request."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-        self._tracer = trace.get_tracer("bulkhead")
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Surrounds the request with its span."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        status = 500
-
-        async def observed_send(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        started = time.perf_counter()
-        with self._span(scope) as span:
-            # The SDK handles messages in tasks of its own.
-            scope[TRACE] = context.get_current()
-            try:
-                await self._app(scope, receive, observed_send)
-            finally:
-                _describe(span, scope, status)
-                _write(scope, status, time.perf_counter() - started)
-
-    def _span(self, scope: Scope) -> AbstractContextManager[trace.Span]:
-        headers = Request(scope).headers
-        return self._tracer.start_as_current_span(
-            f"{scope['method']} {scope['path']}",
-            context=propagate.extract(dict(headers)),
-            kind=SpanKind.SERVER,
-            attributes={"http.request.method": scope["method"], "url.path": scope["path"]},
-            record_exception=False,
-            set_status_on_exception=False,
-        )
-
-
-def _describe(span: trace.Span, scope: Scope, status: int) -> None:
-    if not span.is_recording():
-        return
-    span.set_attribute("http.response.status_code", status)
-    guest: Guest | None = scope.get(GUEST)
-    if guest is not None:
-        span.set_attribute("bulkhead.deployment_id", guest.route.deployment_id)
-        span.set_attribute("bulkhead.tenant_id", guest.route.tenant_id)
-        span.set_attribute("bulkhead.key_id", guest.principal.key_id)
-    if status >= 500:  # noqa: PLR2004 our faults begin here
-        span.set_status(Status(StatusCode.ERROR))
-
-
-def _write(scope: Scope, status: int, seconds: float) -> None:
-    guest: Guest | None = scope.get(GUEST)
-    structlog.get_logger().info(
-        "request",
-        method=scope["method"],
-        path=scope["path"],
-        status=status,
-        milliseconds=round(seconds * 1_000, 2),
-        deployment_id=guest.route.deployment_id if guest else None,
-        tenant_id=guest.route.tenant_id if guest else None,
-        key_id=guest.principal.key_id if guest else None,
-    )

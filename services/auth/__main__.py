@@ -1,8 +1,10 @@
 """Starts auth: `python -m services.auth`."""
 
+import sys
+
 from services.auth.server import compose
 from services.auth.settings import Settings
 from services.shared.runtime import main
 
 if __name__ == "__main__":
-    main("auth", Settings, compose)
+    main("auth", Settings, compose, sys.argv[1:])

@@ -1,8 +1,10 @@
 """Starts credentials: `python -m services.credentials`."""
 
+import sys
+
 from services.credentials.server import compose
 from services.credentials.settings import Settings
 from services.shared.runtime import main
 
 if __name__ == "__main__":
-    main("credentials", Settings, compose)
+    main("credentials", Settings, compose, sys.argv[1:])

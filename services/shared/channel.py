@@ -9,6 +9,7 @@ import grpc
 
 from services.shared.background import background
 from services.shared.handshakes import Refusals
+from services.shared.health import LIVENESS
 from services.shared.identity import WatchedIdentity, open_identity
 from services.shared.interceptors.client import client_interceptors
 from services.shared.recording import Recording
@@ -92,6 +93,8 @@ def _service_config(once: Sequence[str]) -> str:
     return json.dumps(
         {
             "loadBalancingConfig": [{"round_robin": {}}],
+            # Who is about to end says so before it closes anything, and gets no call from then on.
+            "healthCheckConfig": {"serviceName": LIVENESS},
             # The entry that names a method goes before the one that names all.
             "methodConfig": [*([{"name": own}] if own else []), _RETRIED],
         }

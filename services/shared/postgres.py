@@ -1,23 +1,22 @@
 """A service's own database: its pool, its two kinds of transaction, its migrations."""
 
 import asyncio
-import hashlib
-import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
 import asyncpg
 import asyncpg.pool
-import structlog
 
+from services.shared import migrations
 from services.shared.background import background
 from services.shared.errors import NotFoundError, UnavailableError
 from services.shared.ids import TenantId
+from services.shared.migrations import NO_RELEASE
 from services.shared.places import Shares
 from services.shared.recording import Recording
+from services.shared.schema import migrate, prepare
 from services.shared.settings import PostgresSettings, secret_text
 from services.shared.store_recording import Statements, observe_pool
 
@@ -30,12 +29,7 @@ _ACQUIRE_TIMEOUT_SECONDS = 3.0
 # Whoever waits so long waits for others of the same tenant.
 _SHARE_TIMEOUT_SECONDS = 10.0
 _COMMAND_TIMEOUT_SECONDS = 10.0
-# A migration may write every row anew; other replicas wait for it meanwhile.
-_MIGRATION_TIMEOUT_SECONDS = 3_600.0
 _RECONNECT_SECONDS = 0.2
-_MIGRATION_NAME = re.compile(r"(\d{4})_[a-z0-9_]+\.sql")
-# "bulkhead" in ASCII: the lock under which migrations are applied.
-_MIGRATION_LOCK = 0x62756C6B68656164
 
 # Our own: raised by triggers where nothing may come to be of a tenant any more.
 _ERASED = "BH410"
@@ -220,23 +214,25 @@ async def connect(settings: PostgresSettings) -> "asyncpg.Connection[asyncpg.Rec
         password=secret_text(settings.postgres_password_file),
         timeout=_CONNECT_TIMEOUT_SECONDS,
         command_timeout=_COMMAND_TIMEOUT_SECONDS,
+        server_settings={"application_name": NO_RELEASE},
     )
 
 
 @asynccontextmanager
 async def open_database(
-    settings: PostgresSettings, service: str, migrations: Path, *, pool_name: str = ""
+    settings: PostgresSettings, service: str, folder: Path, *, pool_name: str = ""
 ) -> AsyncIterator[Database]:
-    """Yields the service's database, its migrations applied.
+    """Yields the service's database, the migrations in `folder` applied.
 
     `pool_name` is what its figures are called, where a process has more than one; `service` is the
     first one's.
 
     Raises:
         UnavailableError: it cannot be reached.
-        MigrationError: an applied migration was changed.
+        MigrationError: the migrations do not fit what is there; see `prepare`.
     """
     recording = Recording.of(settings)
+    name = migrations.session_name(migrations.read_migrations(folder))
     pool = asyncpg.create_pool(
         host=settings.postgres_host,
         port=settings.postgres_port,
@@ -248,12 +244,13 @@ async def open_database(
         timeout=_CONNECT_TIMEOUT_SECONDS,
         command_timeout=_COMMAND_TIMEOUT_SECONDS,
         init=Statements(recording, service).follow if settings.is_measured else None,
+        server_settings={"application_name": name},
     )
     try:
         with postgres_errors():
             await pool
             async with pool.acquire() as connection:
-                await migrate(connection, migrations)
+                await prepare(connection, folder, settings)
         database = Database(pool, service, settings)
         _observe(recording, pool_name or service, database)
         yield database
@@ -273,78 +270,16 @@ def _observe(recording: Recording, name: str, database: Database) -> None:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Migration:
-    """One numbered file of SQL."""
-
-    version: int
-    name: str
-    sql: str
-
-    @property
-    def checksum(self) -> str:
-        """SHA-256 of the file's text, in hex."""
-        return hashlib.sha256(self.sql.encode()).hexdigest()
-
-
-class MigrationError(RuntimeError):
-    """The files and what was applied before do not fit together."""
-
-
-def read_migrations(folder: Path) -> list[Migration]:
-    """Returns the migrations in `folder`, in order.
+async def migrate_alone(settings: PostgresSettings, folder: Path) -> None:
+    """Applies the migrations in `folder` by a session of its own.
 
     Raises:
-        MigrationError: a file is misnamed, or two have one number.
+        UnavailableError: the database cannot be reached.
+        MigrationError: they cannot be applied.
     """
-    found = []
-    for path in sorted(folder.glob("*.sql")):
-        match = _MIGRATION_NAME.fullmatch(path.name)
-        if match is None:
-            raise MigrationError(f"{path.name}: name it 0001_what_it_does.sql")
-        found.append(Migration(int(match[1]), path.name, path.read_text()))
-    if len({migration.version for migration in found}) != len(found):
-        raise MigrationError(f"{folder}: two migrations have one number")
-    return found
-
-
-async def migrate(connection: Connection, folder: Path) -> None:
-    """Applies what is not applied yet, all or nothing, one process at a time.
-
-    Raises:
-        MigrationError: an applied migration was changed.
-    """
-    migrations = read_migrations(folder)
-    async with connection.transaction():
-        await connection.execute(
-            "SELECT pg_advisory_xact_lock($1)", _MIGRATION_LOCK, timeout=_MIGRATION_TIMEOUT_SECONDS
-        )
-        await connection.execute(
-            "CREATE TABLE IF NOT EXISTS schema_migrations ("
-            " version integer PRIMARY KEY, name text NOT NULL, checksum text NOT NULL,"
-            " applied_at timestamptz NOT NULL DEFAULT now())"
-        )
-        rows = await connection.fetch("SELECT version, checksum FROM schema_migrations")
-        applied: dict[int, str] = {row["version"]: row["checksum"] for row in rows}
-        _verify(migrations, applied)
-        for migration in migrations:
-            if migration.version not in applied:
-                await _apply(connection, migration)
-
-
-def _verify(migrations: list[Migration], applied: dict[int, str]) -> None:
-    for migration in migrations:
-        known = applied.get(migration.version)
-        if known is not None and known != migration.checksum:
-            raise MigrationError(f"{migration.name} was changed after it was applied")
-
-
-async def _apply(connection: Connection, migration: Migration) -> None:
-    await connection.execute(migration.sql, timeout=_MIGRATION_TIMEOUT_SECONDS)
-    await connection.execute(
-        "INSERT INTO schema_migrations (version, name, checksum) VALUES ($1, $2, $3)",
-        migration.version,
-        migration.name,
-        migration.checksum,
-    )
-    structlog.get_logger().info("migration applied", migration=migration.name)
+    with postgres_errors():
+        connection = await connect(settings)
+        try:
+            await migrate(connection, folder)
+        finally:
+            await connection.close()

@@ -62,6 +62,8 @@ class Service:
     standard_access: Mapping[str, Access] = field(default_factory=dict)
     # What the channels of the service present, too; None: the server watches one of its own.
     identity: WatchedIdentity | None = None
+    # Set when the end begins, for what is served beside gRPC.
+    draining: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +139,7 @@ async def serving(service: Service, settings: ServiceSettings) -> AsyncIterator[
             try:
                 yield address
             finally:
+                service.draining.set()
                 await health.drain()
                 await asyncio.sleep(settings.drain_seconds)
                 chain.end_streams()

@@ -78,6 +78,8 @@ class PostgresSettings(TelemetrySettings):
     # Read at each connection, so that a rotated password is picked up.
     postgres_password_file: Path | None = None
     postgres_pool_size: int = Field(default=10, ge=1)
+    # Whether a process that starts applies what is missing of the schema; else it refuses to start.
+    migrate_on_start: bool = True
 
 
 class ValkeySettings(TelemetrySettings):

@@ -9,7 +9,8 @@ import asyncpg
 import pytest
 
 from services.auth.domain import TENANT_SCOPES
-from services.shared.postgres import connect, migrate
+from services.shared.postgres import connect
+from services.shared.schema import migrate
 from services.shared.settings import PostgresSettings
 from tests.databases import SERVICES, Databases
 

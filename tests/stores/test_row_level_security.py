@@ -8,7 +8,8 @@ import pytest
 
 from services.shared.errors import UnavailableError
 from services.shared.ids import TenantId
-from services.shared.postgres import Database, MigrationError, connect, open_database
+from services.shared.migrations import MigrationError
+from services.shared.postgres import Database, connect, open_database
 from tests.databases import SERVICES, Databases
 
 WITH_DATABASE = ("auth", "ratelimit", "credentials", "provisioner", "app_proxy")

@@ -1,3 +1,4 @@
+-- expand
 -- Which host belongs to which deployment. A host is unique across all tenants.
 CREATE TABLE routes (
     deployment_id text PRIMARY KEY,

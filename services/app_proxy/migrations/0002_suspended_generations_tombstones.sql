@@ -1,3 +1,4 @@
+-- contract: after 0001
 -- Suspended deployments, the generation of a database's passwords, and the end of a tenant.
 
 ALTER TABLE routes

@@ -1,3 +1,4 @@
+-- expand
 -- Tenants, their deployments' ids, their keys, the revocations and the audit log.
 -- Row-level security is forced: auth_tenant sees the rows of one tenant, auth_service all (P-36).
 

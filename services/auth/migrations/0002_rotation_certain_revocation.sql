@@ -1,3 +1,4 @@
+-- expand
 -- Rotation, the last use of a key, the end of a tenant, and who watches revocations (P-37).
 
 ALTER TABLE tenants

@@ -1,3 +1,4 @@
+-- contract: after 0002
 -- The audit log as a chain per tenant, what support keys say about themselves, and the id of the
 -- pepper under which a key is stored. docs/audit.md says what is hashed.
 

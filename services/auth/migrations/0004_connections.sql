@@ -1,3 +1,4 @@
+-- contract: after 0003
 -- Connections' ids and their keys, and the scopes that come with them.
 
 CREATE TABLE connections (

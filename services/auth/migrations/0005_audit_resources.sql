@@ -1,3 +1,4 @@
+-- contract: after 0004
 -- The same bytes as before, in less time: a statement of a function that cannot be inlined is
 -- started anew for each event, which took more than all the rest of its hash.
 

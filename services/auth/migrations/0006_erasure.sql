@@ -1,3 +1,4 @@
+-- contract: after 0005
 -- The end of a closed tenant: every row of it goes at once, and a tombstone stays (P-39).
 -- And the scopes that come with secrets.
 

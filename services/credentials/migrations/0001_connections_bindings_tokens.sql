@@ -1,3 +1,4 @@
+-- expand
 -- Grants of tenants at outside providers, and to which deployments they are lent.
 -- Row-level security is forced: credentials_tenant sees the rows of one tenant, credentials_service
 -- all (P-36). The bindings are the only join between connections and deployments, and composite

@@ -1,2 +1,3 @@
+-- expand
 -- Nothing is vended to a suspended deployment; what is lent to it stays.
 ALTER TABLE deployments ADD COLUMN suspended_at timestamptz;

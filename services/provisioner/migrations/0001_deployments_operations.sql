@@ -1,3 +1,4 @@
+-- expand
 -- What tenants want to run, and the work that makes it so.
 -- Row-level security is forced: provisioner_tenant sees the rows of one tenant, provisioner_service
 -- all (P-36).

@@ -1,3 +1,4 @@
+-- expand
 -- The queue of pgqueuer 1.6, as `pgq sql install` prints it, for the service's own role alone.
 -- pgqueuer 1.6.0 -- prefix='' schema=None durability=durable
 

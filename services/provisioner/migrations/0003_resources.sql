@@ -1,3 +1,4 @@
+-- contract: after 0002
 -- Deployments in full: what each is made of and how that is, its secrets, its backups, and what stays of
 -- tenants that were deleted.
 

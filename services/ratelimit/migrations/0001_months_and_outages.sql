@@ -1,3 +1,4 @@
+-- expand
 -- What outlives Valkey: the counts of months, what was admitted without it, and who counts.
 -- Row-level security is forced: ratelimit_tenant sees the rows of one tenant, ratelimit_service
 -- all (P-36).

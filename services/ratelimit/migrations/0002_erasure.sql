@@ -1,3 +1,4 @@
+-- expand
 -- What is gone: nothing is counted for it again, whoever still remembers it (P-39).
 
 -- Deployments whose counters are erased. Kept while a replica may still remember counts of them.
