@@ -40,7 +40,9 @@ class Cluster:
 
     api: ApiDouble
     operator: OperatorDouble
+    url: str
     client: KubernetesApi
+    logins: Logins
     driver: CnpgDriver
 
 
@@ -59,7 +61,8 @@ async def open_cluster(
         logins = Logins(
             client, SHAPE, MasterSecret(b"a secret that guards nothing"), operator.address
         )
-        yield Cluster(api, operator, client, CnpgDriver(Clusters(client, SHAPE, patience), logins))
+        driver = CnpgDriver(Clusters(client, SHAPE, patience), logins)
+        yield Cluster(api, operator, url, client, logins, driver)
 
 
 def kubeconfig(file: Path, url: str, token: str) -> Path:

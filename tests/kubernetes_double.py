@@ -36,6 +36,8 @@ class Use:
     group: str
     resource: str
     verb: str
+    # Empty where a name plays no part: when something is made, or all of a kind are asked for.
+    name: str
 
 
 @dataclass(slots=True)
@@ -83,8 +85,7 @@ class ApiDouble:
             self.store.changed.notify_all()
 
     async def break_watches(self) -> None:
-        """Ends every watch in mid-air, and forgets what happened until now: the next one is 410."""
-        self.store.forget()
+        """Ends every watch in mid-air."""
         for response in list(self.watches):
             transport = response._req.transport if response._req else None  # noqa: SLF001
             if transport is not None:
@@ -112,8 +113,8 @@ class ApiDouble:
                 return fault
         return None
 
-    def _use(self, asked: _Asked, verb: str) -> None:
-        self.uses.add(Use(asked.group, asked.key.plural, verb))
+    def _use(self, asked: _Asked, verb: str, name: str = "") -> None:
+        self.uses.add(Use(asked.group, asked.key.plural, verb, name))
 
     async def _do(self, request: web.Request, asked: _Asked) -> web.StreamResponse:
         if request.method == "PATCH":
@@ -123,16 +124,16 @@ class ApiDouble:
         if request.method != "GET":
             raise RefusedError(405, "MethodNotAllowed")
         if asked.key.name:
-            self._use(asked, "get")
+            self._use(asked, "get", asked.key.name)
             return web.json_response(self.store.get(asked.key))
         if request.query.get("watch") == "true":
-            self._use(asked, "watch")
+            self._use(asked, "watch", _named(request))
             return await self._watch(request, asked.key)
-        self._use(asked, "list")
+        self._use(asked, "list", _named(request))
         return self._list(request, asked.key)
 
     def _patch(self, request: web.Request, asked: _Asked, body: Object) -> web.Response:
-        self._use(asked, "patch")
+        self._use(asked, "patch", asked.key.name)
         if not request.query.get("fieldManager"):
             raise RefusedError(400, "BadRequest")
         if request.headers["Content-Type"] == "application/merge-patch+json":
@@ -144,7 +145,7 @@ class ApiDouble:
         return web.json_response(self.store.apply(asked.key, body))
 
     def _delete(self, asked: _Asked) -> web.Response:
-        self._use(asked, "delete")
+        self._use(asked, "delete", asked.key.name)
         found = self.store.get(asked.key)
         if asked.key.plural not in _FINALIZED:
             self.store.drop(asked.key)
@@ -158,8 +159,11 @@ class ApiDouble:
 
     def _list(self, request: web.Request, key: Key) -> web.Response:
         selector = request.query.get("labelSelector", "")
+        name = _named(request)
         found = [
-            one for one in self.store.all(key.plural, key.namespace) if has_labels(one, selector)
+            one
+            for one in self.store.all(key.plural, key.namespace)
+            if has_labels(one, selector) and name in ("", one["metadata"]["name"])
         ]
         size = min(int(request.query.get("limit", _LARGEST_PAGE)), _LARGEST_PAGE)
         page, more = pages(found, size, request.query.get("continue", ""))
@@ -167,8 +171,7 @@ class ApiDouble:
         return web.json_response({"items": page, "metadata": meta})
 
     async def _watch(self, request: web.Request, key: Key) -> web.StreamResponse:
-        name = request.query["fieldSelector"].removeprefix("metadata.name=")
-        wanted = Key(key.plural, key.namespace, name)
+        wanted = Key(key.plural, key.namespace, _named(request))
         version = int(request.query["resourceVersion"])
         self.watched += 1
         response = web.StreamResponse()
@@ -198,6 +201,10 @@ class ApiDouble:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_BOOKMARK_SECONDS), self.store.changed:
                     await self.store.changed.wait()
+
+
+def _named(request: web.Request) -> str:
+    return request.query.get("fieldSelector", "").removeprefix("metadata.name=")
 
 
 async def _line(response: web.StreamResponse, kind: str, found: Object) -> None:

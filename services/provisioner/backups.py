@@ -43,12 +43,14 @@ class Backups:
         files: BackupFiles,
         *,
         per_deployment: int,
+        supported: bool,
     ) -> None:
         self._database = database
         self._operations = operations
         self._registry = registry
         self._files = files
         self._most = per_deployment
+        self._supported = supported
 
     async def create(
         self,
@@ -65,8 +67,9 @@ class Backups:
         Raises:
             NotFoundError: the tenant has no such deployment; or the backup is deleted since.
             AlreadyExistsError: the id was used before for something else.
-            FailedPreconditionError: it has no database, or no bucket and one is asked for; it is
-                suspended; or something else is being done with it.
+            FailedPreconditionError: it has no database, or one of a kind that is not backed up, or
+                no bucket and one is asked for; it is suspended; or something else is being done
+                with it.
             LimitExceededError: it has as many backups as it may have.
             UnavailableError: it is not ready; nothing was written.
         """
@@ -155,6 +158,11 @@ class Backups:
     ) -> Deployment:
         """Returns the deployment, whose row is locked, when it can be backed up now."""
         deployment = usable(await store.get_deployment(connection, deployment_id, lock=True))
+        if not self._supported:
+            raise FailedPreconditionError(
+                "databases of this kind are not backed up here; branch it instead",
+                Reason.RESOURCE_NOT_DECLARED,
+            )
         if target is BackupTarget.BUCKET and not deployment.bucket:
             raise FailedPreconditionError(
                 "the deployment has no bucket", Reason.RESOURCE_NOT_DECLARED

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import grpc
 
-from services.provisioner import store
 from services.provisioner.backup_files import BackupFiles, make_home
 from services.provisioner.buckets import open_buckets
 from services.provisioner.certificates import CertificateKeys, read_certificate_keys
 from services.provisioner.changes import Changes, open_changes
+from services.provisioner.database_drivers import open_database_driver
 from services.provisioner.deletion_peers import (
     AuthKeys,
     CredentialsOfTenant,
@@ -19,12 +19,9 @@ from services.provisioner.deletion_peers import (
 )
 from services.provisioner.drivers import local, local_database
 from services.provisioner.drivers.bucket_protocol import BucketDriver
-from services.provisioner.drivers.claim import claim
-from services.provisioner.drivers.listener import open_listeners
-from services.provisioner.drivers.local import LocalDriver
+from services.provisioner.drivers.listener import Place, open_listeners
 from services.provisioner.drivers.port_range import PortRange
-from services.provisioner.drivers.postgres_process import reachable_home
-from services.provisioner.drivers.protocol import DatabaseListeners
+from services.provisioner.drivers.protocol import DatabaseDriver, DatabaseListeners
 from services.provisioner.drivers.reception import House
 from services.provisioner.listening import Listening
 from services.provisioner.locks import DeploymentLocks
@@ -85,7 +82,7 @@ class Ground:
     rewrapping: Rewrapping
     keyring: Keyring
     peers: Peers
-    driver: LocalDriver
+    driver: DatabaseDriver
     bucket_driver: BucketDriver | None
     buckets: OwnBuckets
     backup_files: BackupFiles
@@ -113,7 +110,7 @@ async def open_ground(
     locks = DeploymentLocks(
         await enter(_pool(settings, "locks", settings.lock_pool_size)), for_calls=settings.at_once
     )
-    driver = await _local_driver(settings, secret, database)
+    driver = await enter(open_database_driver(settings, secret, database))
     bucket_driver = await enter(open_buckets(settings, secret))
     keks = await enter(open_keyring(settings))
     rewrapping = Rewrapping(database, keks)
@@ -180,23 +177,10 @@ def _listeners(
         waking,
         House(local.DATABASE, frozenset(local_database.LOGINS), settings.listener_connections),
         PortRange(settings.listener_port_first, settings.listener_port_last),
+        Place(settings.listener_host, settings.listener_address or settings.listener_host),
     )
 
 
 def _pool(settings: Settings, name: str, size: int) -> AbstractAsyncContextManager[Database]:
     sized = settings.model_copy(update={"postgres_pool_size": size})
     return open_database(sized, _NAME, _MIGRATIONS, pool_name=f"{_NAME}.{name}")
-
-
-async def _local_driver(
-    settings: Settings, secret: MasterSecret, database: Database
-) -> LocalDriver:
-    home = reachable_home(settings.servers_home)
-    async with database.service() as connection:
-        claim(home, await store.installation_mark(connection))
-    return LocalDriver(
-        home,
-        secret,
-        PortRange(settings.database_port_first, settings.database_port_last),
-        round(settings.statement_timeout_seconds * 1000),
-    )

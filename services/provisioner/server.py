@@ -143,6 +143,7 @@ def _backups(ground: Ground) -> Backups:
         ground.peers.registry,
         ground.backup_files,
         per_deployment=ground.settings.backups_per_deployment,
+        supported=ground.driver.backs_up,
     )
 
 

@@ -1,11 +1,23 @@
 """Settings of the provisioner."""
 
+from enum import StrEnum
 from pathlib import Path
 
 from pydantic import Field, ValidationInfo, field_validator
 
 from services.shared.keyring.settings import KeyringSettings
 from services.shared.settings import LOCAL_PKI, LOCAL_STATE, PostgresSettings, ServiceSettings
+
+_NAME = r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$"
+
+
+class DriverName(StrEnum):
+    """What makes the databases of deployments."""
+
+    # Processes of this machine.
+    LOCAL = "local"
+    # CloudNativePG, in the Kubernetes cluster that this runs in or is told of.
+    CNPG = "cnpg"
 
 
 class Settings(ServiceSettings, PostgresSettings, KeyringSettings):
@@ -33,6 +45,26 @@ class Settings(ServiceSettings, PostgresSettings, KeyringSettings):
         default="bulkhead-provisioner", pattern=r"^[a-z0-9][a-z0-9-]{0,62}$"
     )
 
+    # What makes databases; it stays what it was: none takes over another's.
+    database_driver: DriverName = DriverName.LOCAL
+    # Where the cluster's API is, and who we are there; none: as Kubernetes tells every pod.
+    cnpg_kubeconfig_file: Path | None = None
+    # Where CloudNativePG runs, and where the mesh does: whom the databases' namespaces let in.
+    cnpg_operator_namespace: str = Field(default="cnpg-system", pattern=_NAME)
+    cnpg_mesh_namespace: str = Field(default="bulkhead", pattern=_NAME)
+    # Postgres 16, by CloudNativePG; its guard's pod runs `psql` of the same one.
+    cnpg_image: str = Field(default="ghcr.io/cloudnative-pg/postgresql:16", min_length=1)
+    # Empty: the cluster's usual one. What it makes has to be deleted with its claim.
+    cnpg_storage_class: str = Field(default="", pattern=rf"^$|{_NAME}")
+    cnpg_instances: int = Field(default=1, ge=1, le=5)
+    # What each instance is given and may take, as Kubernetes writes it.
+    cnpg_cpu: str = Field(default="500m", pattern=r"^[0-9]+(\.[0-9]+)?m?$")
+    cnpg_memory: str = Field(default="512Mi", pattern=r"^[0-9]+(Ki|Mi|Gi)?$")
+    # Where the databases' pods find the cluster's API; narrow it to its addresses.
+    cnpg_api_cidr: str = Field(default="0.0.0.0/0", pattern=r"^[0-9a-f.:]+/[0-9]+$")
+    # How long to wait for what the cluster does, until it is tried again.
+    cnpg_patience_seconds: float = Field(default=120.0, gt=0)
+
     # Servers live in `servers` of this folder, or under /var/lib/bulkhead when we are root and the
     # folder is not open to the servers' user.
     servers_home: Path = LOCAL_STATE
@@ -47,7 +79,10 @@ class Settings(ServiceSettings, PostgresSettings, KeyringSettings):
     # Where servers listen; below the ports that the system lends to outgoing connections.
     database_port_first: int = Field(default=20_000, ge=1_024, le=65_535)
     database_port_last: int = Field(default=25_999, ge=1_024, le=65_535)
-    # Where tenants and deployments reach them: a port for each database, as long as it exists.
+    # Where tenants and deployments reach them: a port for each database, as long as it exists. The
+    # address that is listened on, and the name by which others are told of it, if that is another.
+    listener_host: str = Field(default="127.0.0.1", min_length=1)
+    listener_address: str = ""
     listener_port_first: int = Field(default=26_000, ge=1_024, le=65_535)
     listener_port_last: int = Field(default=31_999, ge=1_024, le=65_535)
     # How many may be connected by these ports at once.

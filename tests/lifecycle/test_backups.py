@@ -323,5 +323,7 @@ def sweep(mesh: Mesh, database: Database, files: BackupFiles) -> BackupSweep:
     )
     registry = AuthRegistry(mesh.channel("auth", "provisioner"))
     return BackupSweep(
-        database, Backups(database, operations, registry, files, per_deployment=1), files
+        database,
+        Backups(database, operations, registry, files, per_deployment=1, supported=True),
+        files,
     )

@@ -159,6 +159,9 @@ class CnpgDriver:
         with _driver_errors("the cluster does not say what there is"):
             return await self._clusters.found()
 
+    async def keep_spare(self) -> None:
+        """Does nothing; see the protocol."""
+
     async def _make(self, wanted: WantedDatabase) -> None:
         deployment = wanted.deployment_id
         found = await self._clusters.read(deployment)

@@ -89,6 +89,16 @@ class KubernetesApi:
                 return None
             raise
 
+    async def look(self, kind: Kind, name: str, namespace: str) -> tuple[Object | None, str]:
+        """Returns the object, None if there is none, and the version from which to watch it on.
+
+        That is the collection's: the object's own may be older than what the API remembers.
+        """
+        query = {"fieldSelector": f"metadata.name={name}"}
+        found = await self._ask("GET", kind.path(namespace), query=query)
+        items = found["items"]
+        return items[0] if items else None, str(found["metadata"]["resourceVersion"])
+
     async def list(
         self, kind: Kind, namespace: str | None = None, labels: Mapping[str, str] | None = None
     ) -> list[Object]:

@@ -40,13 +40,12 @@ async def until(
     """
     end = monotonic() + patience
     while True:
-        found = await api.get(kind, name, namespace)
+        found, version = await api.look(kind, name, namespace)
         if condition(found):
             return found
         left = end - monotonic()
         if left <= 0:
             raise NotInTimeError(f"{kind.plural} {name}")
-        version = (found or {}).get("metadata", {}).get("resourceVersion", "0")
         try:
             # Its own end is ours; a watch of the API's ends by itself as well.
             async with asyncio.timeout(min(left, _LONGEST_WATCH_SECONDS)):

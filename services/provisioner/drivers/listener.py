@@ -8,6 +8,7 @@ import resource
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 from services.provisioner.drivers import port_range
 from services.provisioner.drivers.port_range import PortRange
@@ -18,14 +19,22 @@ from services.shared.ids import DeploymentId
 HOST = "127.0.0.1"
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """On which of this machine's addresses is listened, and by which one others are told."""
+
+    bound: str = HOST
+    told: str = HOST
+
+
 class Listeners:
     """The public ports of all databases that this process listens for."""
 
-    host = HOST
-
-    def __init__(self, reception: Reception, ports: PortRange) -> None:
+    def __init__(self, reception: Reception, ports: PortRange, place: Place) -> None:
+        self.host = place.told
         self._reception = reception
         self._ports = ports
+        self._bound_host = place.bound
         self._open: dict[DeploymentId, PublicPort] = {}
 
     async def open(self, deployment: DeploymentId, port: int | None) -> int | None:
@@ -53,14 +62,18 @@ class Listeners:
         return frozenset(self._open)
 
     def _bind(self, port: int | None) -> socket.socket | None:
-        return self._ports.bind(HOST) if port is None else port_range.bind(HOST, port)
+        if port is None:
+            return self._ports.bind(self._bound_host)
+        return port_range.bind(self._bound_host, port)
 
 
 @asynccontextmanager
-async def open_listeners(waker: Waker, house: House, ports: PortRange) -> AsyncIterator[Listeners]:
+async def open_listeners(
+    waker: Waker, house: House, ports: PortRange, place: Place = Place()
+) -> AsyncIterator[Listeners]:
     """Yields listeners that listen for nobody yet; at the end all of them are closed."""
     _allow_files()
-    listeners = Listeners(Reception(waker, house), ports)
+    listeners = Listeners(Reception(waker, house), ports, place)
     try:
         yield listeners
     finally:

@@ -185,6 +185,10 @@ class DatabaseDriver(Protocol):
         """Returns every deployment of which anything is left here, wanted or not."""
         ...
 
+    async def keep_spare(self) -> None:
+        """Keeps ready what the next database is made from, for ever; most need not do anything."""
+        ...
+
 
 class DatabaseListeners(Protocol):
     """Listens at databases' public ports, and relays to their servers, which it wakes."""

@@ -8,6 +8,7 @@ from services.provisioner.drivers.protocol import (
     DatabaseDriver,
     DriverError,
     MissingError,
+    UnsupportedError,
 )
 from services.shared.errors import FailedPreconditionError, Reason
 from services.shared.ids import BackupId, DeploymentId
@@ -58,7 +59,7 @@ class Origins:
         try:
             async with self._files.fetched(backup, deployment.deployment_id) as file:
                 await self._driver.restore(file, deployment.deployment_id, source, backup_id)
-        except DamagedError as error:
+        except (DamagedError, UnsupportedError) as error:
             raise _gone(str(error)) from error
         except MissingError as error:
             raise _gone("the backup is not there any more") from error
