@@ -28,8 +28,7 @@ SHAPE = Shape(
     mesh="bulkhead",
     operator="cnpg-system",
     api_cidr="10.0.0.1/32",
-    # The Postgres of the double has no TLS.
-    encrypted=False,
+    encrypted=True,
     statement_timeout_ms=30_000,
 )
 

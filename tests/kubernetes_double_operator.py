@@ -1,9 +1,9 @@
 """A double of what works behind a cluster's API: CloudNativePG, and Kubernetes's own controllers.
 
 For each Cluster it runs a real Postgres of this machine, with the Cluster's parameters and rules,
-by which the superuser, guards and tenants come in as they would there. What it does not have: TLS,
-which these Postgres binaries lack; networks, so that policies are kept and not enforced; and more
-than one instance of a Cluster.
+by which the superuser, guards and tenants come in as they would there. What it does not have:
+networks, so that policies are kept and not enforced; more than one instance of a Cluster; and TLS
+in Postgres itself, whose binaries lack it: that is before it, and `hostssl` in its rules is `host`.
 """
 
 import asyncio
@@ -12,6 +12,7 @@ import os
 import secrets
 import shutil
 import signal
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -24,8 +25,10 @@ from services.provisioner.drivers.postgres_template import run_single_user
 from services.provisioner.drivers.server_command import give
 from tests.kubernetes_double import ApiDouble
 from tests.kubernetes_double_store import Key, Object
+from tests.kubernetes_double_tls import Front, new_authority
 
 _POLL_SECONDS = 0.02
+_RESYNC_SECONDS = 0.25
 _FIRST = "local all all peer\n"
 _LAST = "host all all all scram-sha-256\n"
 # What CloudNativePG makes in every new Cluster, beside what it is asked for.
@@ -49,6 +52,10 @@ class OperatorDouble:
         # How long an object stays after what it stood for is gone.
         self._finalizing = finalizing_seconds
         self._ports: dict[str, int] = {}
+        self._fronts: dict[str, Front] = {}
+        self._authority = new_authority(home, HOST)
+        # Which version of each was last looked at, and until when that does.
+        self._seen: dict[Key, tuple[str, float]] = {}
         self._guards: dict[str, asyncio.subprocess.Process] = {}
         self._rules: dict[str, str] = {}
         self._tasks: dict[Key, asyncio.Task[None]] = {}
@@ -71,6 +78,10 @@ class OperatorDouble:
         """Returns what stands for the Cluster's volume."""
         return self._home / namespace
 
+    def encrypted(self, namespace: str) -> int:
+        """Returns how many came by TLS since the Cluster was started."""
+        return self._fronts[namespace].encrypted
+
     def guards(self, namespace: str) -> bool:
         """Whether a guard runs in a namespace."""
         return namespace in self._guards
@@ -91,6 +102,7 @@ class OperatorDouble:
         for namespace in list(self._guards):
             await self._end_guard(namespace)
         for namespace in self._ports:
+            await self._close(namespace)
             await postgres_process.destroy(self.directory(namespace))
 
     def _begin(self, key: Key) -> None:
@@ -100,6 +112,11 @@ class OperatorDouble:
         if task is not None:
             # What goes wrong in the double is a test's failure.
             task.result()
+        version = self._store.objects[key]["metadata"]["resourceVersion"]
+        seen, again = self._seen.get(key, ("", 0.0))
+        if version == seen and time.monotonic() < again:
+            return
+        self._seen[key] = version, time.monotonic() + _RESYNC_SECONDS
         kinds = {
             "namespaces": self._namespace,
             "clusters": self._cluster,
@@ -139,7 +156,8 @@ class OperatorDouble:
             if not await self._bootstrapped(key, found, directory):
                 return
             self._make_volume(key)
-        rules = "\n".join([_FIRST, *found["spec"]["postgresql"]["pg_hba"], _LAST])
+        asked = [rule.replace("hostssl", "host") for rule in found["spec"]["postgresql"]["pg_hba"]]
+        rules = "\n".join([_FIRST, *asked, _LAST])
         server = postgres_process.running(directory)
         if server is None:
             await self._start(key, found, directory, rules)
@@ -154,8 +172,13 @@ class OperatorDouble:
         self.first_rules.setdefault(key.namespace, rules)
         await self._set_password(key.namespace, found, directory)
         settings = {**found["spec"]["postgresql"]["parameters"], **_SETTINGS}
-        port = self.address(key.namespace).port
-        await postgres_process.start(directory, port, settings)
+        authority = {"kind": "Secret", "data": {"ca.crt": self._authority.encoded}}
+        self._store.put(Key("secrets", key.namespace, "database-ca"), authority)
+        server = await postgres_process.start(directory, free_port(), settings)
+        address = self.address(key.namespace)
+        front = Front(self._authority.context, address.host, address.port, server.port)
+        self._fronts[key.namespace] = front
+        await front.open()
         pod = {"metadata": {"name": "database-1", "labels": {"cnpg.io/cluster": key.name}}}
         self._store.put(Key("pods", key.namespace, "database-1"), pod)
 
@@ -202,6 +225,7 @@ class OperatorDouble:
     async def _hibernate(self, key: Key) -> None:
         if postgres_process.running(self.directory(key.namespace)) is not None:
             self._say(key, {"Ready": False, "cnpg.io/hibernation": False}, 0)
+            await self._close(key.namespace)
             await postgres_process.stop(self.directory(key.namespace))
         self._store.drop(Key("pods", key.namespace, "database-1"))
         self._say(key, {"Ready": False, "cnpg.io/hibernation": True}, 0)
@@ -209,6 +233,7 @@ class OperatorDouble:
 
     async def _remove(self, key: Key) -> None:
         """Ends the server, then what it had, and lets the object go a while after that."""
+        await self._close(key.namespace)
         await postgres_process.destroy(self.directory(key.namespace))
         self._passwords.pop(key.namespace, None)
         for plural, name in (("pods", "database-1"), ("persistentvolumeclaims", "database-1")):
@@ -244,6 +269,8 @@ class OperatorDouble:
         # Where the Service's name would lead.
         address = self.address(namespace)
         variables |= {"PGHOST": address.host, "PGPORT": str(address.port)}
+        # Nor does this `psql` have TLS.
+        variables |= {"PGSSLMODE": "disable", "PGSSLROOTCERT": ""}
         return await asyncio.create_subprocess_exec(
             *container["command"], env=variables, start_new_session=True
         )
@@ -254,6 +281,11 @@ class OperatorDouble:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
+
+    async def _close(self, namespace: str) -> None:
+        front = self._fronts.pop(namespace, None)
+        if front is not None:
+            await front.close()
 
     def _write_rules(self, namespace: str, rules: str) -> None:
         file = self.directory(namespace) / "pg_hba.conf"

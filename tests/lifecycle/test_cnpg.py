@@ -25,6 +25,7 @@ from services.shared.ids import DeploymentId, new_deployment_id
 from services.shared.settings import UnusableFileError
 from tests.cnpg_drivers import Cluster, kubeconfig, open_cluster
 from tests.kubernetes_double_store import Key, Object
+from tests.kubernetes_double_tls import new_authority
 from tests.local_databases import open_session, wanted
 
 RBAC = Path(__file__).parents[2] / "deploy/kubernetes/base/provisioner/rbac.yaml"
@@ -103,6 +104,21 @@ async def test_no_password_that_opens_a_database_is_in_the_cluster(
     superuser = found(cluster, deployment, "secrets", "database-superuser")
     assert superuser is not None
     assert superuser["data"]["password"].startswith("U0NSQU0tU0hBLTI1Ni")  # SCRAM-SHA-256
+
+
+async def test_the_superuser_comes_by_tls_to_the_clusters_own_authority_and_to_no_other(
+    cluster: Cluster, deployment: DeploymentId, tmp_path: Path
+) -> None:
+    await cluster.driver.ensure(wanted(deployment))
+    assert cluster.operator.encrypted(namespace_name(deployment)) > 0
+    assert await cluster.driver.measure(deployment)
+    foreign = {"data": {"ca.crt": new_authority(tmp_path, "127.0.0.1").encoded}}
+    cluster.api.store.merge(Key("secrets", namespace_name(deployment), "database-ca"), foreign)
+    cluster.logins.forget(deployment)
+    with pytest.raises(DriverError):
+        await cluster.driver.measure(deployment)
+    with pytest.raises(DriverError):
+        await cluster.driver.ensure(wanted(deployment, quota_bytes=1 << 20))
 
 
 async def test_conflicts_a_busy_api_and_lost_answers_are_outlasted(

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import ssl
 from collections.abc import Callable
+from dataclasses import dataclass
 from time import monotonic
 
 import asyncpg
@@ -23,6 +24,8 @@ from services.shared.ids import DeploymentId
 # After CloudNativePG has said that it is ready; its Service may learn it a moment later.
 _REACH_SECONDS = 20.0
 _POLL_SECONDS = 0.1
+# CloudNativePG replaces its authorities from time to time.
+_TRUST_SECONDS = 300.0
 _CONNECT_SECONDS = 5.0
 _NOT_YET = (OSError, TimeoutError, asyncpg.CannotConnectNowError, asyncpg.InterfaceError)
 # Also from a server that has not taken its new rules yet, or the superuser's new password.
@@ -37,6 +40,14 @@ def in_cluster(namespace: str) -> DatabaseAddress:
     return DatabaseAddress(f"{objects.HOST}.{namespace}.svc", objects.PORT)
 
 
+@dataclass(frozen=True, slots=True)
+class _Trust:
+    """What trusts one server, and when that is to be read again."""
+
+    context: ssl.SSLContext
+    until: float
+
+
 class Logins:
     """Comes into the servers, and says by what others do."""
 
@@ -48,7 +59,7 @@ class Logins:
         self._shape = shape
         self._where = where
         # What each server's certificate is signed by.
-        self._authorities: dict[DeploymentId, ssl.SSLContext] = {}
+        self._authorities: dict[DeploymentId, _Trust] = {}
 
     def address(self, deployment: DeploymentId) -> DatabaseAddress:
         """Returns where the deployment's server is."""
@@ -140,13 +151,15 @@ class Logins:
     async def _tls(self, deployment: DeploymentId) -> ssl.SSLContext | None:
         if not self._shape.encrypted:
             return None
-        if deployment not in self._authorities:
+        trust = self._authorities.get(deployment)
+        if trust is None or trust.until < monotonic():
             where = namespace_name(deployment)
             found = await self._api.get(SECRET, objects.AUTHORITY_SECRET, where)
             if found is None:
                 raise ServerError("the server has no certificate yet")
-            self._authorities[deployment] = _trusting(found)
-        return self._authorities[deployment]
+            trust = _Trust(_trusting(found), monotonic() + _TRUST_SECONDS)
+            self._authorities[deployment] = trust
+        return trust.context
 
 
 def _trusting(authority: Object) -> ssl.SSLContext:
