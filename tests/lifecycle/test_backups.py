@@ -271,6 +271,9 @@ async def test_what_crashes_leave_of_backups_is_removed_and_nothing_else(
     ours = home / "what somebody else put here"
     for file in (*left, ours):
         file.write_bytes(b"left")
+    # After an earlier database was restored, what no row speaks of may be what was made since.
+    await sweep(mesh_with_buckets, database, files, removes=False).tidy_backups()
+    assert all(is_there(file) for file in left)
     await sweep(mesh_with_buckets, database, files).tidy_backups()
     assert [file.name for file in left if is_there(file)] == []
     assert is_there(whole)
@@ -316,7 +319,9 @@ async def write_backup(database: Database, customer: Customer, deployment_id: st
     return backup.backup_id
 
 
-def sweep(mesh: Mesh, database: Database, files: BackupFiles) -> BackupSweep:
+def sweep(
+    mesh: Mesh, database: Database, files: BackupFiles, *, removes: bool = True
+) -> BackupSweep:
     """The sweep of another replica."""
     operations = Operations(
         MasterSecret(b"nothing is begun here"), WorkQueue("provisioner_service")
@@ -326,4 +331,5 @@ def sweep(mesh: Mesh, database: Database, files: BackupFiles) -> BackupSweep:
         database,
         Backups(database, operations, registry, files, per_deployment=1, supported=True),
         files,
+        removes=removes,
     )
