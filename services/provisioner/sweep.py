@@ -76,10 +76,11 @@ class Sweep:
         async with self._database.service() as connection:
             wanted = await resource_store.awake_databases(connection)
         for deployment in wanted:
-            if await self._driver.exists(deployment.deployment_id) is None:
-                await _attempted(self._start(deployment.deployment_id), "start")
+            await _attempted(self._start(deployment.deployment_id), "start")
 
     async def _start(self, deployment_id: DeploymentId) -> None:
+        if await self._driver.exists(deployment_id) is not None:
+            return
         async with self._locks.hold(deployment_id, LOCK_PATIENCE):
             # Under the lock it is as it says: whoever puts it to sleep writes that down in the end.
             async with self._database.service() as connection:

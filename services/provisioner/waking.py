@@ -95,7 +95,7 @@ class Waking:
         deployment = usable(deployment)
         self._uses.note(deployment.deployment_id)
         if not self._uses.is_ending(deployment.deployment_id):
-            address = await self._driver.exists(deployment.deployment_id)
+            address = await self.awake(deployment.deployment_id)
             if address is not None:
                 return address
         try:
@@ -105,8 +105,15 @@ class Waking:
             raise not_ready() from error
 
     async def awake(self, deployment_id: DeploymentId) -> DatabaseAddress | None:
-        """Returns where the database runs if it does; starts nothing."""
-        return await self._driver.exists(deployment_id)
+        """Returns where the database runs if it does; starts nothing.
+
+        Raises:
+            UnavailableError: that cannot be told now.
+        """
+        try:
+            return await self._driver.exists(deployment_id)
+        except DriverError as error:
+            raise not_ready() from error
 
     def _flight(self, deployment: Deployment) -> "asyncio.Task[DatabaseAddress]":
         """Returns the one wake of the deployment; it goes on though its callers have left."""

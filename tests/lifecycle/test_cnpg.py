@@ -10,8 +10,11 @@ import asyncpg
 import pytest
 import yaml
 
-from services.provisioner.domain import DatabaseAddress, DatabaseRole
+from services.provisioner import store
+from services.provisioner.database_drivers import open_database_driver
+from services.provisioner.domain import DatabaseAddress, DatabaseRole, DeploymentState, Wanted
 from services.provisioner.drivers import cnpg_objects as objects
+from services.provisioner.drivers.cnpg import CnpgDriver
 from services.provisioner.drivers.cnpg_api import CLUSTER, POD, ApiError
 from services.provisioner.drivers.cnpg_connection import open_api
 from services.provisioner.drivers.cnpg_objects import namespace_name
@@ -21,9 +24,17 @@ from services.provisioner.drivers.local_database import DATABASE, LOGINS
 from services.provisioner.drivers.port_range import PortRange
 from services.provisioner.drivers.protocol import DriverError
 from services.provisioner.drivers.reception import House
-from services.shared.ids import DeploymentId, new_deployment_id
+from services.provisioner.locks import DeploymentLocks
+from services.provisioner.master_secret import MasterSecret
+from services.provisioner.settings import Settings
+from services.provisioner.uses import Uses
+from services.provisioner.waking import Waking
+from services.shared.errors import UnavailableError
+from services.shared.ids import DeploymentId, new_deployment_id, new_operation_id, new_tenant_id
+from services.shared.postgres import open_database
 from services.shared.settings import UnusableFileError
-from tests.cnpg_drivers import Cluster, kubeconfig, open_cluster
+from tests.cnpg_drivers import TOKEN, Cluster, kubeconfig, open_cluster
+from tests.databases import SERVICES, Databases
 from tests.kubernetes_double_store import Key, Object
 from tests.kubernetes_double_tls import new_authority
 from tests.local_databases import open_session, wanted
@@ -159,6 +170,33 @@ async def test_a_refusal_is_not_repeated_and_a_foreign_token_opens_nothing(
     with pytest.raises(UnusableFileError):
         async with open_api(tmp_path / "missing"):
             pass
+
+
+async def test_settings_choose_the_driver_and_an_api_that_is_away_is_no_database_yet(
+    cluster: Cluster, databases: Databases, tmp_path: Path
+) -> None:
+    file = kubeconfig(tmp_path / "config", cluster.url, TOKEN)
+    chosen = {"database_driver": "cnpg", "cnpg_kubeconfig_file": file}
+    settings = Settings(**((await databases.fresh("provisioner")).model_dump() | chosen))
+    folder = SERVICES / "provisioner" / "migrations"
+    async with (
+        open_database(settings, "provisioner", folder) as database,
+        open_database_driver(settings, MasterSecret(b"guards nothing"), database) as driver,
+    ):
+        assert isinstance(driver, CnpgDriver)
+        # Another installation's are none of its own.
+        assert await driver.found() == []
+        waking = Waking(database, DeploymentLocks(database, for_calls=1), driver, Uses())
+        asked = Wanted(new_operation_id(), "n", mcp=False, database=True)
+        async with database.service() as connection:
+            deployment = await store.insert_deployment(
+                connection, new_tenant_id(), new_deployment_id(), "n.localhost", asked
+            )
+            await store.set_state(connection, deployment.deployment_id, DeploymentState.READY)
+        refused = cluster.api.fault(lambda *_: True, 403)
+        with pytest.raises(UnavailableError):
+            await waking.wake(deployment.deployment_id)
+        assert refused.seen == 1
 
 
 async def test_a_watch_outlives_its_breaks_and_what_the_api_has_forgotten(

@@ -81,7 +81,11 @@ class DatabaseDriver(Protocol):
         ...
 
     async def exists(self, deployment: DeploymentId) -> DatabaseAddress | None:
-        """Returns where the database is when it is whole and running; changes nothing."""
+        """Returns where the database is when it is whole and running; changes nothing.
+
+        Raises:
+            DriverError: that cannot be told now.
+        """
         ...
 
     async def sleep(self, deployment: DeploymentId) -> None:
@@ -93,7 +97,11 @@ class DatabaseDriver(Protocol):
         ...
 
     async def kept(self, deployment: DeploymentId) -> bool:
-        """Returns whether the database's data are here, its server running or not."""
+        """Returns whether the database's data are here, its server running or not.
+
+        Raises:
+            DriverError: that cannot be told now.
+        """
         ...
 
     async def destroy(self, deployment: DeploymentId) -> None:
@@ -182,7 +190,11 @@ class DatabaseDriver(Protocol):
         ...
 
     async def found(self) -> Sequence[DeploymentId]:
-        """Returns every deployment of which anything is left here, wanted or not."""
+        """Returns every deployment of which anything is left here, wanted or not.
+
+        Raises:
+            DriverError: that cannot be told now.
+        """
         ...
 
     async def keep_spare(self) -> None:
