@@ -40,13 +40,14 @@ lint: $(READY) ## Formatting, style, types, import rules and contracts
 proto: $(READY) ## Generate protos/gen from protos/
 	@$(BIN)/python -m deploy.protos
 
-bench: $(READY) ## Measure the front door, the limiter, keys, the provisioning, wakes and vends
+bench: $(READY) ## Measure the front door, the limiter, keys, the provisioning, wakes, vends and tracing
 	@$(BIN)/python bench/door.py
 	@$(BIN)/python bench/limit.py
 	@$(BIN)/python bench/resolve.py
 	@$(BIN)/python bench/provision.py
 	@$(BIN)/python bench/wake.py
 	@$(BIN)/python bench/vend.py
+	@$(BIN)/python bench/tracing.py
 
 soak: $(READY) ## Keep mixed load up for ten minutes, and see whether any service grows
 	@$(BIN)/python bench/soak.py

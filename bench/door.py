@@ -25,7 +25,7 @@ from bench.stack import bench_stack, customer, median, percentile, report, run, 
 from deploy.local.programs import Options
 from deploy.local.stack import Addresses
 
-_PATH, _STATUS = "/mcp", 405
+PATH, STATUS = "/mcp", 405
 _WARM_UP_SECONDS = 1.0
 _PERCENTS = (50, 90, 99)
 # The most that the settings admit: nothing is refused, everything is counted.
@@ -56,9 +56,9 @@ async def measure(plan: Plan) -> dict[str, float | int]:
         job = Job(
             port=0,
             host=created.deployment.host,
-            path=_PATH,
+            path=PATH,
             key=key,
-            status=_STATUS,
+            status=STATUS,
             connections=plan.connections,
             seconds=plan.seconds,
         )
@@ -92,17 +92,17 @@ def _jobs(addresses: Addresses, job: Job) -> dict[str, Job]:
 
 async def _rounds(plan: Plan, jobs: Mapping[str, Job]) -> Rounds:
     for job in jobs.values():
-        await _run(replace(job, seconds=_WARM_UP_SECONDS))
+        await sent(replace(job, seconds=_WARM_UP_SECONDS))
     rounds: Rounds = {side: [] for side in jobs}
     for number in range(plan.rounds):
         for side, job in jobs.items():
-            result = await _run(job)
+            result = await sent(job)
             rounds[side].append(result)
             tell(f"round {number + 1} of {plan.rounds}: {side:<9} {result.per_second:7,.0f} req/s")
     return rounds
 
 
-async def _run(job: Job) -> Result:
+async def sent(job: Job) -> Result:
     """Returns the result of a job, run in a process of its own."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, str(Path(__file__).with_name("load.py"))),

@@ -33,6 +33,8 @@ class Options:
     concurrency: int = 2
     # Also open a front door without checks, for the benchmark.
     unchecked: bool = False
+    # A module that starts the service it is given the name of, for benchmarks; empty: its own.
+    launcher: str = ""
     # Settings by service, as {"ratelimit": {"BURST_FREE": "5"}}.
     overrides: Overrides = field(default_factory=dict)
 
@@ -83,8 +85,12 @@ class Programs:
         )
         overrides = self.options.overrides.get(service, {})
         environment |= {override_name(name): value for name, value in overrides.items()}
-        command = (sys.executable, "-P", "-m", f"services.{service}")
+        command = (sys.executable, "-P", "-m", *self._module(service))
         return self._program(service, command, environment)
+
+    def _module(self, service: str) -> tuple[str, ...]:
+        launcher = self.options.launcher
+        return (launcher, service) if launcher else (f"services.{service}",)
 
     def edge(self) -> Program:
         """Returns the front door."""
