@@ -47,11 +47,13 @@ class Network:
         self._policies = [_Policy(each) for each in policies]
         self._selecting: dict[tuple[str, str, str], list[_Policy]] = {}
 
-    def allows(self, source: Endpoint, target: Endpoint, port: Port) -> bool:
-        """Whether `source` reaches `target` at `port`."""
-        return self._open(_EGRESS, source, target, port) and self._open(
-            _INGRESS, target, source, port
-        )
+    def lets_out(self, source: Endpoint, target: Endpoint, port: Port) -> bool:
+        """Whether what is said of `source` lets it connect."""
+        return self._open(_EGRESS, source, target, port)
+
+    def lets_in(self, source: Endpoint, target: Endpoint, port: Port) -> bool:
+        """Whether what is said of `target` lets it be connected to."""
+        return self._open(_INGRESS, target, source, port)
 
     def closes(self, direction: str, pod: Endpoint) -> bool:
         """Whether any policy selects the pod in this direction."""

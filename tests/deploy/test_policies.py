@@ -30,6 +30,8 @@ NUMBERS = {
 }
 PORTS = [*(Port(each) for each in sorted(NUMBERS)), Port(DNS, "UDP"), Port(GRPC, "UDP")]
 LINK_LOCAL = [ip_network("169.254.0.0/16"), ip_network("fe80::/10")]
+# Who speaks to the cluster's API.
+ASKING = ("provisioner", *(f"{service}-postgres" for service in SERVICES))
 # Who speaks to the databases of deployments.
 WITH_DEPLOYMENTS = ("app-proxy", "provisioner")
 WITH_POLICIES = ("network-policies", "cnpg", "valkey", "otel", "prometheus")
@@ -86,6 +88,8 @@ OUTSIDE = (
 # One that nothing was said of, in the namespace of the mesh.
 NOBODY = pod("nobody", NAMESPACE, "10.244.1.250", {"run": "debug"})
 
+Connection = tuple[str, str, Port]
+
 everywhere = pytest.mark.parametrize("overlay", OVERLAYS)
 
 
@@ -128,26 +132,22 @@ def test_the_front_door_forwards_to_each_service_whose_api_it_opens(
     assert opened | http <= forwarded(overlays[overlay])
 
 
-def test_exactly_the_connections_that_are_needed_are_open(
+def test_each_end_admits_exactly_the_connections_that_are_needed(
     network: Network, inside: Mapping[str, Endpoint], whole: Rendered
 ) -> None:
-    wanted = _needed(whole)
-    found = {
-        (source.name, target.name, port)
-        for source in inside.values()
-        for target in (*inside.values(), *OUTSIDE)
-        for port in PORTS
-        if network.allows(source, target, port)
-    }
-    found |= {
-        (source.name, target.name, port)
-        for source in OUTSIDE
-        for target in inside.values()
-        for port in PORTS
-        if network.allows(source, target, port)
-    }
-    assert wanted - found == set()
-    assert found - wanted == set()
+    """Each end by itself, so that none relies on the other alone."""
+    own = [*inside.values()]
+    pairs = [(source, target) for source in (*own, *OUTSIDE) for target in (*own, *OUTSIDE)]
+    asked = [(source, target, port) for source, target in pairs for port in PORTS]
+    out = {_named(each) for each in asked if each[0] in own and network.lets_out(*each)}
+    into = {_named(each) for each in asked if each[1] in own and network.lets_in(*each)}
+    needed = _needed(whole)
+    # Who asks the cluster's API may look for it at any address; pods do not let it in.
+    api = {(name, each.name, Port(port)) for name in ASKING for each in own for port in API}
+    # The front door lets in whoever comes, and nobody inside goes there.
+    door = {(each.name, "envoy", Port(DOOR)) for each in own}
+    _same(out, {each for each in needed if each[0] in inside} | api)
+    _same(into, {each for each in needed if each[1] in inside} | door)
 
 
 @everywhere
@@ -168,6 +168,8 @@ def test_every_pod_is_closed_in_both_directions(
 ) -> None:
     there = overlays[overlay]
     network = Network(there.of("NetworkPolicy"))
+    deny = there.one("NetworkPolicy", "default-deny")["spec"]
+    assert deny == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
     for name, workload in there.workloads.items():
         own = pod(name, NAMESPACE, "10.244.1.1", workload.labels)
         assert network.closes("Ingress", own)
@@ -188,15 +190,22 @@ def test_every_component_with_policies_is_looked_at() -> None:
     assert with_policies == set(WITH_POLICIES)
 
 
+def _named(connection: tuple[Endpoint, Endpoint, Port]) -> Connection:
+    source, target, port = connection
+    return source.name, target.name, port
+
+
+def _same(found: set[Connection], wanted: set[Connection]) -> None:
+    assert wanted - found == set()
+    assert found - wanted == set()
+
+
 def _clusters(there: Rendered) -> list[str]:
     return [each["metadata"]["name"] for each in there.of("Cluster")]
 
 
 def _specs(there: Rendered) -> dict[str, Manifest]:
     return {each["metadata"]["name"]: each["spec"] for each in there.of("NetworkPolicy")}
-
-
-Connection = tuple[str, str, Port]
 
 
 def _needed(there: Rendered) -> set[Connection]:
@@ -227,11 +236,10 @@ def _of_stores() -> set[Connection]:
 def _of_the_outside_world() -> set[Connection]:
     """Providers and webhooks at public addresses; the cluster's API wherever it may be."""
     anywhere = [each for each in OUTSIDE if not _is_link_local(each)]
-    asking = ["provisioner", *(f"{service}-postgres" for service in SERVICES)]
     tcp = [port for port in PORTS if port.protocol == "TCP"]
     return {
         *(("credentials", each.name, port) for each in PUBLIC for port in tcp),
-        *((own, each.name, Port(number)) for own in asking for each in anywhere for number in API),
+        *((own, each.name, Port(number)) for own in ASKING for each in anywhere for number in API),
     }
 
 
