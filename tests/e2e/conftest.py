@@ -7,7 +7,8 @@ import pytest
 
 from deploy.envoy.routes import CALLBACK_PATH
 from deploy.local.files import private_folder, write_private
-from deploy.local.ports import free_ports
+from deploy.local.layout import SERVICES
+from deploy.local.ports import LOOPBACK, free_ports
 from tests.e2e.outside import Stack, running_stack
 from tests.e2e.witness import Exports, exports
 from tests.provider_double import ProviderDouble, running_provider
@@ -34,6 +35,12 @@ async def exported() -> AsyncIterator[Exports]:
         yield running
 
 
+@pytest.fixture(scope="session")
+def metrics_ports() -> dict[str, int]:
+    """Where each service of the stack shows its metrics."""
+    return dict(zip(SERVICES, free_ports(len(SERVICES)), strict=True))
+
+
 # Ended with the last test that may use it: at rest as well it takes much of a machine's time.
 @pytest.fixture(scope="package")
 async def stack(
@@ -41,6 +48,7 @@ async def stack(
     edge_port: int,
     provider: ProviderDouble,
     exported: Exports,
+    metrics_ports: dict[str, int],
 ) -> AsyncIterator[Stack]:
     home = tmp_path_factory.mktemp("e2e")
     catalogue = private_folder(home / "providers")
@@ -51,6 +59,7 @@ async def stack(
         "ratelimit.BURST_FREE=5",
         f"credentials.PROVIDERS_FOLDER={catalogue}",
         "credentials.ALLOW_PRIVATE_TARGETS=true",
+        *(f"{name}.METRICS_LISTEN={LOOPBACK}:{port}" for name, port in metrics_ports.items()),
     )
     options = [part for setting in settings for part in ("--set", setting)]
     where = ("--edge-port", str(edge_port), "--otlp", exported.endpoint)

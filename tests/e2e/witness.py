@@ -9,11 +9,14 @@ from pathlib import Path
 import asyncpg
 import grpc
 import psutil
+from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as metrics_pb2
+from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2_grpc as metrics_grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as pb2
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as pb2_grpc
 
 from deploy.local.layout import Layout
 from deploy.local.ports import LOOPBACK
+from deploy.local.traces import Traces
 from services.shared.crypto import KeyBinding
 from services.shared.keyring.file import FileSource
 from tests.canaries import Secret
@@ -22,21 +25,35 @@ from tests.e2e.outside import Stack
 
 @dataclass
 class Exports(pb2_grpc.TraceServiceServicer):
-    """Every export as it came, whatever is in it."""
+    """Every export as it came, whatever is in it: spans, and metrics as text."""
 
     endpoint: str = ""
     received: list[bytes] = field(default_factory=list)
+    traces: Traces = field(default_factory=Traces)
 
     async def Export(  # noqa: N802 the contract's name
         self, request: pb2.ExportTraceServiceRequest, _context: object
     ) -> pb2.ExportTraceServiceResponse:
         self.received.append(request.SerializeToString())
-        return pb2.ExportTraceServiceResponse()
+        return await self.traces.Export(request, _context)
 
     @property
     def text(self) -> str:
         """All of it; texts in it are as they are."""
         return b"\n".join(self.received).decode("latin-1")
+
+
+@dataclass(frozen=True)
+class _Measured(metrics_grpc.MetricsServiceServicer):
+    """Keeps exported metrics beside the spans."""
+
+    received: list[bytes]
+
+    async def Export(  # noqa: N802 the contract's name
+        self, request: metrics_pb2.ExportMetricsServiceRequest, _context: object
+    ) -> metrics_pb2.ExportMetricsServiceResponse:
+        self.received.append(request.SerializeToString())
+        return metrics_pb2.ExportMetricsServiceResponse()
 
 
 @asynccontextmanager
@@ -45,6 +62,8 @@ async def exports() -> AsyncIterator[Exports]:
     receiver = Exports()
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     pb2_grpc.add_TraceServiceServicer_to_server(receiver, server)  # type: ignore[no-untyped-call]
+    measured = _Measured(receiver.received)
+    metrics_grpc.add_MetricsServiceServicer_to_server(measured, server)  # type: ignore[no-untyped-call]
     receiver.endpoint = f"{LOOPBACK}:{server.add_insecure_port(f'{LOOPBACK}:0')}"
     await server.start()
     try:
