@@ -34,9 +34,27 @@ from tests.processes import PATIENCE_SECONDS
 
 Call = Callable[[], Awaitable[object]]
 
-_FAILURES = (grpc.aio.AioRpcError, httpx2.HTTPError, mcp.MCPError, BulkheadError, AssertionError)
+
+class RefusedError(Exception):
+    """An answer of the door that is not the one that was due."""
+
+    def __init__(self, answer: httpx2.Response) -> None:
+        super().__init__(f"{answer.status_code} {answer.text}")
+        self.status = answer.status_code
+        # In seconds; 0 when it says nothing.
+        self.retry_after = int(answer.headers.get("retry-after", "0"))
+
+
+_FAILURES = (
+    grpc.aio.AioRpcError,
+    httpx2.HTTPError,
+    mcp.MCPError,
+    BulkheadError,
+    AssertionError,
+    RefusedError,
+)
 # Between two calls of one caller: the machine is to have time for the replicas' starts.
-_PAUSE_SECONDS = 0.05
+_PAUSE_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -49,6 +67,8 @@ class Tenant:
     app: provisioner.Deployment
     other: provisioner.Deployment
     app_key: str
+    # Of the same deployment, until it was revoked.
+    former_key: str
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
@@ -74,17 +94,32 @@ class Tenant:
             yield agent
 
 
+@dataclass(frozen=True)
+class Failure:
+    """A call that failed."""
+
+    kind: str
+    error: Exception
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {type(self.error).__name__} {self.error}"
+
+
 @dataclass
 class Load:
     """What was called, how often, and what failed."""
 
     calls: Counter[str] = field(default_factory=Counter)
-    failures: list[str] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
     _kinds: dict[str, Call] = field(default_factory=dict)
 
     def add(self, kinds: Mapping[str, Call]) -> None:
         """Adds callers; each calls again and again while the load is on."""
         self._kinds |= kinds
+
+    def leave_out(self, kind: str) -> None:
+        """Calls no more of this kind."""
+        del self._kinds[kind]
 
     @asynccontextmanager
     async def on(self) -> AsyncIterator[None]:
@@ -112,7 +147,7 @@ class Load:
             try:
                 await call()
             except _FAILURES as error:
-                self.failures.append(f"{kind}: {type(error).__name__} {error}")
+                self.failures.append(Failure(kind, error))
             with suppress(TimeoutError):
                 await asyncio.wait_for(over.wait(), _PAUSE_SECONDS)
 
@@ -127,11 +162,18 @@ async def a_tenant(fleet: Fleet) -> AsyncIterator[Tenant]:
         )
         app = await _deployment(api, created.key, database=True)
         other = await _deployment(api, created.key, database=False)
-        issued = await AuthServiceStub(api).IssueKey(
-            auth.IssueKeyRequest(request_id=fresh_id(), deployment_id=app.deployment_id),
-            metadata=bearer(created.key),
+        issued, former = [await _key(api, created.key, app.deployment_id) for _ in range(2)]
+        await AuthServiceStub(api).RevokeKey(
+            auth.RevokeKeyRequest(key_id=former.key_id), metadata=bearer(created.key)
         )
-        yield Tenant(fleet, api, created.key, app, other, issued.key)
+        yield Tenant(fleet, api, created.key, app, other, issued.key, former.key)
+
+
+async def _key(api: grpc.aio.Channel, key: str, deployment_id: str) -> auth.IssueKeyResponse:
+    return await AuthServiceStub(api).IssueKey(
+        auth.IssueKeyRequest(request_id=fresh_id(), deployment_id=deployment_id),
+        metadata=bearer(key),
+    )
 
 
 async def _deployment(api: grpc.aio.Channel, key: str, *, database: bool) -> provisioner.Deployment:
@@ -166,25 +208,26 @@ async def finished(
 
 
 class Notes:
-    """Writes each of its words once, into the deployment's table, through the door."""
+    """Writes each of its words once, into a table of its own, through the door."""
 
     def __init__(self, agent: mcp.Client) -> None:
         self._agent = agent
+        self._table = f"notes_{secrets.token_hex(4)}"
         self.acknowledged: list[str] = []
 
     async def make(self) -> None:
         """Makes the table."""
-        await self._told("CREATE TABLE notes (word text NOT NULL)")
+        await self._told(f"CREATE TABLE {self._table} (word text NOT NULL)")
 
     async def write(self) -> None:
         """Writes one more."""
         word = secrets.token_hex(8)
-        await self._told(f"INSERT INTO notes VALUES ('{word}')")
+        await self._told(f"INSERT INTO {self._table} VALUES ('{word}')")
         self.acknowledged.append(word)
 
     async def read(self) -> list[str]:
         """Returns every word."""
-        answer = await self._agent.call_tool("query", {"sql": "SELECT word FROM notes"})
+        answer = await self._agent.call_tool("query", {"sql": f"SELECT word FROM {self._table}"})
         assert not answer.is_error, answer.structured_content
         content = answer.structured_content
         assert isinstance(content, dict)
@@ -211,24 +254,26 @@ async def every_kind_of_traffic(tenant: Tenant) -> AsyncIterator[Traffic]:
         client = await stack.enter_async_context(tenant.at_the_door())
         await notes.make()
         load = Load()
-        load.add(at_the_door(client, notes))
+        load.add(at_the_door(client, notes, tenant.former_key))
         load.add(over_the_api(tenant))
         load.add(await between_services(tenant, stack))
         yield Traffic(load, notes)
 
 
-def at_the_door(client: httpx2.AsyncClient, notes: Notes) -> dict[str, Call]:
-    """Returns what a deployment's own callers do."""
+def at_the_door(client: httpx2.AsyncClient, notes: Notes, former_key: str) -> dict[str, Call]:
+    """Returns what a deployment's own callers do, and who is none any more."""
 
-    async def get() -> None:
-        answer = await client.get("/llms.txt")
-        assert answer.status_code == 200, (answer.status_code, answer.text)
+    async def get(due: int, **headers: str) -> None:
+        answer = await client.get("/llms.txt", headers=headers)
+        if answer.status_code != due:
+            raise RefusedError(answer)
 
-    async def stranger() -> None:
-        answer = await client.get("/llms.txt", headers={"authorization": "Bearer no key"})
-        assert answer.status_code == 401, (answer.status_code, answer.text)
-
-    return {"door get": get, "door stranger": stranger, "door mcp": notes.write}
+    return {
+        "door get": lambda: get(200),
+        "door stranger": lambda: get(401, authorization="Bearer no key"),
+        "door former": lambda: get(401, authorization=f"Bearer {former_key}"),
+        "door mcp": notes.write,
+    }
 
 
 def over_the_api(tenant: Tenant) -> dict[str, Call]:
@@ -273,13 +318,15 @@ def over_the_api(tenant: Tenant) -> dict[str, Call]:
 async def between_services(tenant: Tenant, stack: AsyncExitStack) -> dict[str, Call]:
     """Returns what services ask each other, by the channels that they have."""
     fleet, known = tenant.fleet, digest(tenant.app_key)
-    limits = CoalescedLimits(await fleet.channel("ratelimit", "app_proxy"))
+    limits = CoalescedLimits(await fleet.channel("ratelimit", "app_proxy"), PATIENCE_SECONDS)
     auth_channel = await fleet.channel("auth", "app_proxy")
     resolver = await stack.enter_async_context(open_key_resolver(auth_channel))
     databases = ProvisionerServiceStub(await fleet.channel("provisioner", "app_proxy"))
     routes = RoutingServiceStub(await fleet.channel("app_proxy", "provisioner"))
     loans = CredentialsServiceStub(await fleet.channel("credentials", "provisioner"))
     wanted = provisioner.GetDatabaseConnectionRequest(role=provisioner.DATABASE_ROLE_READER)
+    by_key: Any = {"metadata": bearer(tenant.app_key), "timeout": PATIENCE_SECONDS}
+    by_tenant: Any = {"metadata": tenant.metadata, "timeout": PATIENCE_SECONDS}
     lent = credentials.ResumeDeploymentRequest(deployment_id=tenant.app.deployment_id)
     route = routing.GetRouteRequest(host=tenant.app.host)
 
@@ -295,11 +342,7 @@ async def between_services(tenant: Tenant, stack: AsyncExitStack) -> dict[str, C
     return {
         "app_proxy to ratelimit": acquire,
         "app_proxy to auth": resolve,
-        "app_proxy to provisioner": lambda: databases.GetDatabaseConnection(
-            wanted, metadata=bearer(tenant.app_key)
-        ),
-        "provisioner to app_proxy": lambda: routes.GetRoute(route, metadata=tenant.metadata),
-        "provisioner to credentials": lambda: loans.ResumeDeployment(
-            lent, metadata=tenant.metadata
-        ),
+        "app_proxy to provisioner": lambda: databases.GetDatabaseConnection(wanted, **by_key),
+        "provisioner to app_proxy": lambda: routes.GetRoute(route, **by_tenant),
+        "provisioner to credentials": lambda: loans.ResumeDeployment(lent, **by_tenant),
     }

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import secrets
-import signal
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -59,18 +58,14 @@ class Fleet:
         for each in zip(*self.replicas.values(), strict=True):
             yield from each
 
-    async def restart(self, replica: ServiceProcess, *, killed: bool = False) -> None:
-        """Ends it and starts it again; returns when all who called it are connected to it anew.
-
-        Told to end, it has to end well.
-        """
+    async def restart(self, replica: ServiceProcess) -> None:
+        """Ends it and starts it again; returns when all who called it are connected to it anew."""
         before = self._callers(replica)
-        ended = await replica.end(signal.SIGKILL if killed else signal.SIGTERM)
-        assert killed or ended == 0, replica.last_words
+        assert await replica.end() == 0, replica.last_words
         await replica.start()
         async with asyncio.timeout(PATIENCE_SECONDS):
             while not before <= self._callers(replica):
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.1)
 
     def _callers(self, replica: ServiceProcess) -> set[tuple[int, Who]]:
         """Returns who is connected to which of its ports."""
@@ -164,6 +159,7 @@ def _common(home: Path, operator_key: str, ports: Mapping[str, list[int]]) -> di
         "valkey_patience_seconds": PATIENCE_SECONDS,
         "month_patience_seconds": PATIENCE_SECONDS,
         "valkey_timeout_seconds": PATIENCE_SECONDS,
+        "limit_patience_seconds": PATIENCE_SECONDS,
     }
 
 

@@ -59,7 +59,7 @@ class ServiceProcess:
             while not await serving(health):
                 assert self.process is not None
                 assert self.process.returncode is None, self.last_words
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.1)
 
     async def begin(self, *arguments: str) -> asyncio.subprocess.Process:
         """Returns the process, just begun."""

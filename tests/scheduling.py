@@ -18,6 +18,7 @@ _FIRST = (
     "tests/e2e/test_faults.py",
     "tests/e2e/test_story.py",
     "tests/isolation/test_database_server.py",
+    "tests/lifecycle/test_rolling_restart.py",
     "tests/lifecycle/test_stack.py",
     "tests/lifecycle/test_provisioner.py",
     "tests/isolation/test_revocation_guarantee.py",

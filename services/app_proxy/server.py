@@ -62,9 +62,8 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
         database = await stack.enter_async_context(open_database(settings, NAME, _MIGRATIONS))
         cache = _cache(await stack.enter_async_context(open_valkey(settings)), settings)
         routing = Routing(RouteStore(database), cache, settings.domain)
-        door = Door(
-            routing.find, keys, RatelimitLimits(CoalescedLimits(limits)), settings.key_prefix
-        )
+        admissions = RatelimitLimits(CoalescedLimits(limits, settings.limit_patience_seconds))
+        door = Door(routing.find, keys, admissions, settings.key_prefix)
         pools = await stack.enter_async_context(
             open_pools(ProvisionedDatabases(provisioner), settings.pool_limits())
         )

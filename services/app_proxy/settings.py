@@ -7,6 +7,7 @@ from pydantic import Field
 from services.app_proxy.database.results import Caps
 from services.app_proxy.database.sessions import PoolLimits
 from services.app_proxy.web_middleware import Bounds
+from services.shared.limits import PATIENCE_SECONDS
 from services.shared.settings import (
     LOCAL_PKI,
     LOCAL_STATE,
@@ -47,6 +48,9 @@ class Settings(ServiceSettings, PostgresSettings, ValkeySettings):
     route_unknown_seconds: int = Field(default=3, ge=1)
     # Seconds for which a deleted host is remembered as nobody's; longer than any reader takes.
     route_tombstone_seconds: int = Field(default=60, ge=20)
+
+    # Seconds that ratelimit may take to admit a request; then it is answered 503.
+    limit_patience_seconds: float = Field(default=PATIENCE_SECONDS, gt=0)
 
     # Seconds that one statement may take.
     statement_seconds: float = Field(default=10.0, gt=0, le=300)

@@ -12,7 +12,7 @@ from services.shared.coalesce import Coalescer
 from services.shared.status import translated
 
 # The door answers 503 rather than wait longer for an admission: Envoy itself waits two seconds.
-_SECONDS: Final = 1.0
+PATIENCE_SECONDS: Final = 1.0
 
 
 class CoalescedLimits:
@@ -21,7 +21,8 @@ class CoalescedLimits:
     Each raises UnavailableError when ratelimit is away: then nothing is known and nothing is open.
     """
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
+    def __init__(self, channel: grpc.aio.Channel, patience: float = PATIENCE_SECONDS) -> None:
+        self._patience = patience
         self._stub = RatelimitServiceStub(channel)
         self._acquire: Coalescer[tuple[bytes, int], pb.AcquireResult] = Coalescer(
             self._acquire_all, flights=1
@@ -48,7 +49,7 @@ class CoalescedLimits:
             items=[pb.AcquireItem(key_digest=digest, cost=cost) for digest, cost in items]
         )
         with translated():
-            return (await self._stub.Acquire(request, timeout=_SECONDS)).results
+            return (await self._stub.Acquire(request, timeout=self._patience)).results
 
     async def _lease_all(
         self, items: Sequence[tuple[bytes, int]]
@@ -58,7 +59,7 @@ class CoalescedLimits:
         )
         sent = asyncio.get_running_loop().time()
         with translated():
-            answer = await self._stub.Lease(request, timeout=_SECONDS)
+            answer = await self._stub.Lease(request, timeout=self._patience)
         return [(result, sent) for result in answer.results]
 
     async def _return_all(self, items: Sequence[tuple[str, int]]) -> Sequence[int]:
@@ -66,4 +67,4 @@ class CoalescedLimits:
             items=[pb.ReturnLeaseItem(lease_id=name, unused=unused) for name, unused in items]
         )
         with translated():
-            return (await self._stub.ReturnLease(request, timeout=_SECONDS)).returned
+            return (await self._stub.ReturnLease(request, timeout=self._patience)).returned

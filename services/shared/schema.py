@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # A migration may write every row anew; other replicas wait for it meanwhile.
 _MIGRATION_TIMEOUT_SECONDS = 3_600.0
 # For a table that others use; the calls of those who come after wait no longer than that.
-_LOCK_TIMEOUT = "3s"
+_LOCK_TIMEOUT = "1s"
 _LOCK_TRIES = 20
 _LOCK_PAUSE_SECONDS = 1.0
 # "bulkhead" in ASCII: the lock under which migrations are applied.
