@@ -29,7 +29,7 @@ from services.shared.settings import (
 ROOT = Path(__file__).parent.parent.parent
 SERVICES = ("auth", "ratelimit", "credentials", "provisioner", "app_proxy")
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
-SHELL_DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/operations.md")
+SHELL_DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/kubernetes.md", "docs/operations.md")
 # What the documents may point to outside of the repository: standards and conventions.
 OUTSIDE = {
     # Where the README's example uses what was lent.
