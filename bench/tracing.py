@@ -6,8 +6,7 @@ behind the door, with all checks (see `bench/door.py`):
 - `bare`: OpenTelemetry's interface itself is replaced by functions that do nothing, so that
   whatever a service still asks of it costs nothing (see `bench/bare.py`);
 - `off`: as shipped, with neither a receiver nor an address of metrics;
-- `sampled`: traces kept at 1 % from Envoy on, and metrics, both sent to a receiver on this machine,
-  and Prometheus' address open.
+- `sampled`: traces kept at 1 % from Envoy on, and metrics, both sent to a receiver on this machine.
 
 `off_cost` is 1 - off / bare and `sampled_cost` is 1 - sampled / off, in requests per second, each
 the median of the quotients of one round, so that whatever else the machine does falls on both
@@ -29,7 +28,6 @@ from bulkhead.auth.v1 import auth_service_pb2 as auth_pb2
 from bench.door import PATH, STATUS, sent
 from bench.load import Job
 from bench.stack import bench_stack, customer, median, report, run, tell
-from deploy.local.layout import SERVICES
 from deploy.local.ports import LOOPBACK, free_ports
 from deploy.local.programs import Options
 
@@ -81,16 +79,10 @@ def _cost(measured: Sequence[float], without: Sequence[float]) -> float:
 
 def _sides(endpoint: str) -> dict[str, Options]:
     off = Options(overrides={"ratelimit": _LIMITS})
-    ports = free_ports(len(SERVICES))
-    shown = {
-        service: {"METRICS_LISTEN": f"{LOOPBACK}:{port}"}
-        for service, port in zip(SERVICES, ports, strict=True)
-    }
-    shown["ratelimit"] |= _LIMITS
     return {
         BARE: replace(off, launcher=_BARE),
         OFF: off,
-        SAMPLED: replace(off, otlp=endpoint, sampling=_SAMPLING, overrides=shown),
+        SAMPLED: replace(off, otlp=endpoint, sampling=_SAMPLING),
     }
 
 
