@@ -23,6 +23,7 @@ _FIRST = (
     "tests/lifecycle/test_provisioner.py",
     "tests/isolation/test_revocation_guarantee.py",
     "tests/e2e/test_demo.py",
+    "tests/e2e/test_restore.py",
     "tests/isolation/test_audit_before.py",
     "tests/lifecycle/test_sleep.py",
 )

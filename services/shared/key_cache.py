@@ -49,7 +49,8 @@ class KeyCache:
 
     def put(self, key_digest: bytes, principal: Principal | None) -> None:
         """Remembers an answer of auth, for its time."""
-        entry = Remembered(principal, self._steady() + _REMEMBERED_SECONDS)
+        now = self._steady()
+        entry = Remembered(principal, now + _REMEMBERED_SECONDS)
         self._drop(key_digest)
         if principal is None:
             self._unknown[key_digest] = entry
@@ -60,8 +61,18 @@ class KeyCache:
             self._digests[principal.key_id] = key_digest
             self._known[key_digest] = entry
         for entries in (self._known, self._unknown):
-            while len(entries) > self._most:
-                self._drop(next(iter(entries)))
+            self._make_room(entries, now)
+
+    def _make_room(self, entries: OrderedDict[bytes, Remembered], now: float) -> None:
+        """Drops the oldest: those that are too old to be answered, and those that are too many.
+
+        All are kept for one time, so the oldest come first.
+        """
+        while entries:
+            oldest = next(iter(entries))
+            if len(entries) <= self._most and now <= entries[oldest].until:
+                return
+            self._drop(oldest)
 
     def forget(self, key_id: KeyId) -> None:
         """Forgets one key."""

@@ -66,6 +66,18 @@ def test_the_oldest_is_displaced_by_the_newest() -> None:
     assert found == [False, True, True]
 
 
+def test_what_is_too_old_takes_no_room() -> None:
+    clock = Clock()
+    cache = KeyCache(clock)
+    for number in range(50):
+        cache.put(a_digest(), someone(number))
+        cache.put(a_digest(), None)
+    clock.now += 61
+    # Nobody asks for them again; a busy process would otherwise remember a hundred thousand.
+    cache.put(a_digest(), None)
+    assert len(cache) == 1
+
+
 def test_a_key_with_a_fresh_secret_is_remembered_under_that_alone_and_forgotten_as_a_whole() -> (
     None
 ):
