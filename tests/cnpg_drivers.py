@@ -1,7 +1,8 @@
 """The `cnpg` driver as tests have it: at a double of a cluster."""
 
+import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,15 @@ from services.provisioner.drivers.cnpg_api import KubernetesApi
 from services.provisioner.drivers.cnpg_clusters import Clusters
 from services.provisioner.drivers.cnpg_connection import open_api
 from services.provisioner.drivers.cnpg_login import Logins
-from services.provisioner.drivers.cnpg_objects import Shape
+from services.provisioner.drivers.cnpg_objects import Shape, annotations, namespace_name
 from services.provisioner.drivers.postgres_process import reachable_home
 from services.provisioner.master_secret import MasterSecret
+from services.shared.ids import DeploymentId
 from tests.kubernetes_double import ApiDouble, serve
 from tests.kubernetes_double_operator import OperatorDouble, operating
+from tests.kubernetes_double_store import Key, Object
 
+_PATIENCE_SECONDS = 30.0
 TOKEN = "a token that guards nothing at all"
 SHAPE = Shape(
     installation="an-installation",
@@ -43,6 +47,22 @@ class Cluster:
     client: KubernetesApi
     logins: Logins
     driver: CnpgDriver
+
+    def found(self, deployment: DeploymentId, plural: str, name: str) -> Object | None:
+        """Returns an object of the deployment's namespace, as the API has it."""
+        return self.api.store.objects.get(Key(plural, namespace_name(deployment), name))
+
+    def notes(self, deployment: DeploymentId) -> Mapping[str, str]:
+        """Returns what is written on the deployment's Cluster."""
+        made = self.found(deployment, "clusters", "database")
+        return annotations(made) if made else {}
+
+
+async def eventually(met: Callable[[], bool]) -> None:
+    """Returns once it is so."""
+    async with asyncio.timeout(_PATIENCE_SECONDS):
+        while not met():
+            await asyncio.sleep(0.02)
 
 
 @asynccontextmanager

@@ -142,7 +142,8 @@ class Store:
     def _check_size(found: Object | None, fresh: Object) -> None:
         """A volume never shrinks: CloudNativePG's own check."""
         if found is not None and fresh.get("kind") == "Cluster":
-            before, after = (int(one["spec"]["storage"]["size"]) for one in (found, fresh))
+            sizes = (one["spec"]["storage"]["size"].removesuffix("Gi") for one in (found, fresh))
+            before, after = map(int, sizes)
             if after < before:
                 raise RefusedError(422, "Invalid")
 

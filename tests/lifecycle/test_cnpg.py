@@ -1,47 +1,31 @@
-"""The `cnpg` driver at a double of a cluster: its walls, its faults, and what it may do there."""
+"""The `cnpg` driver at a double of a cluster: its walls, its logins, its copies."""
 
 import asyncio
 import contextlib
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import asyncpg
 import pytest
-import yaml
 
-from services.provisioner import store
-from services.provisioner.database_drivers import open_database_driver
-from services.provisioner.domain import DatabaseAddress, DatabaseRole, DeploymentState, Wanted
+from services.provisioner.domain import DatabaseAddress, DatabaseRole
 from services.provisioner.drivers import cnpg_objects as objects
-from services.provisioner.drivers.cnpg import CnpgDriver
-from services.provisioner.drivers.cnpg_api import CLUSTER, POD, ApiError
-from services.provisioner.drivers.cnpg_connection import open_api
 from services.provisioner.drivers.cnpg_objects import namespace_name
-from services.provisioner.drivers.cnpg_watch import until
 from services.provisioner.drivers.listener import open_listeners
 from services.provisioner.drivers.local_database import DATABASE, LOGINS
 from services.provisioner.drivers.port_range import PortRange
 from services.provisioner.drivers.protocol import DriverError
 from services.provisioner.drivers.reception import House
-from services.provisioner.locks import DeploymentLocks
-from services.provisioner.master_secret import MasterSecret
-from services.provisioner.settings import Settings
-from services.provisioner.uses import Uses
-from services.provisioner.waking import Waking
-from services.shared.errors import UnavailableError
-from services.shared.ids import DeploymentId, new_deployment_id, new_operation_id, new_tenant_id
-from services.shared.postgres import open_database
-from services.shared.settings import UnusableFileError
-from tests.cnpg_drivers import TOKEN, Cluster, kubeconfig, open_cluster
-from tests.databases import SERVICES, Databases
-from tests.kubernetes_double_store import Key, Object
+from services.shared.ids import DeploymentId, new_deployment_id
+from tests.cnpg_drivers import Cluster, eventually, open_cluster
+from tests.deploy.validation import newest_minors, refused
+from tests.kubernetes_double_store import Key
 from tests.kubernetes_double_tls import new_authority
 from tests.local_databases import open_session, wanted
 
-RBAC = Path(__file__).parents[2] / "deploy/kubernetes/base/provisioner/rbac.yaml"
 WRITER = DatabaseRole.WRITER
 PATIENCE_SECONDS = 30.0
+BUILT_IN = {"Namespace", "Secret", "ResourceQuota", "LimitRange", "NetworkPolicy", "Deployment"}
 
 
 @pytest.fixture(scope="module")
@@ -64,45 +48,43 @@ async def other(cluster: Cluster) -> AsyncIterator[DeploymentId]:
     await cluster.driver.destroy(fresh)
 
 
-def found(cluster: Cluster, deployment: DeploymentId, plural: str, name: str) -> Object | None:
-    return cluster.api.store.objects.get(Key(plural, namespace_name(deployment), name))
-
-
-def notes(cluster: Cluster, deployment: DeploymentId) -> dict[str, str]:
-    made = found(cluster, deployment, "clusters", "database")
-    return dict(objects.annotations(made)) if made else {}
-
-
-async def eventually(met: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while not met():
-            await asyncio.sleep(0.02)
-
-
 async def test_a_namespace_has_walls_before_anything_runs_and_a_door_after_it_has_passwords(
     cluster: Cluster, deployment: DeploymentId
 ) -> None:
     making = asyncio.ensure_future(cluster.driver.ensure(wanted(deployment)))
-    await eventually(lambda: found(cluster, deployment, "clusters", "database") is not None)
+    await eventually(lambda: cluster.found(deployment, "clusters", "database") is not None)
     space = cluster.api.store.objects[Key("namespaces", "", namespace_name(deployment))]
     labels = space["metadata"]["labels"]
     assert labels["app.kubernetes.io/part-of"] == "bulkhead-deployment"
     assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
-    walls = [
-        found(cluster, deployment, "networkpolicies", name) for name in ("default-deny", "own")
-    ]
+    walls = [cluster.found(deployment, "networkpolicies", name) for name in ("default-deny", "own")]
     assert [wall["spec"]["policyTypes"] for wall in walls if wall] == [["Ingress", "Egress"]] * 2
     assert walls[0] is not None
     assert {"ingress", "egress"}.isdisjoint(walls[0]["spec"])
     for plural in ("resourcequotas", "limitranges"):
-        assert found(cluster, deployment, plural, "database")
-    assert found(cluster, deployment, "networkpolicies", "mesh") is None
+        assert cluster.found(deployment, plural, "database")
+    assert cluster.found(deployment, "networkpolicies", "mesh") is None
     await making
-    door = found(cluster, deployment, "networkpolicies", "mesh")
+    door = cluster.found(deployment, "networkpolicies", "mesh")
     assert door is not None
     (rule,) = door["spec"]["ingress"]
     assert rule["ports"] == [{"protocol": "TCP", "port": 5432}]
     assert rule["from"][0]["podSelector"]["matchLabels"]["app.kubernetes.io/name"] == "app-proxy"
+
+
+async def test_kubernetes_takes_what_the_driver_makes(
+    cluster: Cluster, deployment: DeploymentId
+) -> None:
+    await cluster.driver.ensure(wanted(deployment))
+    where = namespace_name(deployment)
+    made = [
+        made
+        for key, made in cluster.api.store.objects.items()
+        if where in (key.namespace, key.name) and made.get("kind") in BUILT_IN
+    ]
+    ours = [one for one in made if objects.DEPLOYMENT_LABEL in one["metadata"].get("labels", {})]
+    assert {one["kind"] for one in ours} == BUILT_IN
+    assert list(refused(ours, newest_minors()[-1])) == []
 
 
 async def test_no_password_that_opens_a_database_is_in_the_cluster(
@@ -112,7 +94,7 @@ async def test_no_password_that_opens_a_database_is_in_the_cluster(
     told = str(cluster.api.store.objects)
     for role in DatabaseRole:
         assert cluster.driver.login(deployment, role, 1).password not in told
-    superuser = found(cluster, deployment, "secrets", "database-superuser")
+    superuser = cluster.found(deployment, "secrets", "database-superuser")
     assert superuser is not None
     assert superuser["data"]["password"].startswith("U0NSQU0tU0hBLTI1Ni")  # SCRAM-SHA-256
 
@@ -130,134 +112,6 @@ async def test_the_superuser_comes_by_tls_to_the_clusters_own_authority_and_to_n
         await cluster.driver.measure(deployment)
     with pytest.raises(DriverError):
         await cluster.driver.ensure(wanted(deployment, quota_bytes=1 << 20))
-
-
-async def test_conflicts_a_busy_api_and_lost_answers_are_outlasted(
-    cluster: Cluster, deployment: DeploymentId
-) -> None:
-    faults = [
-        cluster.api.fault(lambda method, kind: (method, kind) == ("PATCH", "clusters"), 409),
-        cluster.api.fault(lambda method, _: method == "PATCH", 429, times=3, retry_after="0"),
-        cluster.api.fault(lambda _, kind: kind == "secrets", 503, times=2),
-        cluster.api.fault(lambda _, kind: kind == "namespaces", 500, done=True),
-        cluster.api.fault(lambda _, kind: kind == "deployments", 504, done=True),
-    ]
-    address = await cluster.driver.ensure(wanted(deployment))
-    assert [fault.seen for fault in faults] == [fault.times for fault in faults]
-    assert await cluster.driver.exists(deployment) == address
-
-
-async def test_an_api_that_asks_for_a_pause_gets_it(cluster: Cluster) -> None:
-    cluster.api.fault(lambda _, kind: kind == "pods", 429, retry_after="0.4")
-    begun = time.monotonic()
-    assert await cluster.client.list(POD, "nowhere") == []
-    assert time.monotonic() - begun >= 0.4
-
-
-async def test_a_refusal_is_not_repeated_and_a_foreign_token_opens_nothing(
-    cluster: Cluster, tmp_path: Path
-) -> None:
-    refused = cluster.api.fault(lambda _, kind: kind == "namespaces", 403, times=2)
-    with pytest.raises(DriverError):
-        await cluster.driver.found()
-    assert refused.seen == 1
-    cluster.api.faults.clear()
-    file = kubeconfig(tmp_path / "config", cluster.url, "another token")
-    async with open_api(file) as stranger:
-        with pytest.raises(ApiError) as error:
-            await stranger.get(CLUSTER, "database", "nowhere")
-    assert error.value.status == 401
-    with pytest.raises(UnusableFileError):
-        async with open_api(tmp_path / "missing"):
-            pass
-
-
-async def test_settings_choose_the_driver_and_an_api_that_is_away_is_no_database_yet(
-    cluster: Cluster, databases: Databases, tmp_path: Path
-) -> None:
-    file = kubeconfig(tmp_path / "config", cluster.url, TOKEN)
-    chosen = {"database_driver": "cnpg", "cnpg_kubeconfig_file": file}
-    settings = Settings(**((await databases.fresh("provisioner")).model_dump() | chosen))
-    folder = SERVICES / "provisioner" / "migrations"
-    async with (
-        open_database(settings, "provisioner", folder) as database,
-        open_database_driver(settings, MasterSecret(b"guards nothing"), database) as driver,
-    ):
-        assert isinstance(driver, CnpgDriver)
-        # Another installation's are none of its own.
-        assert await driver.found() == []
-        waking = Waking(database, DeploymentLocks(database, for_calls=1), driver, Uses())
-        asked = Wanted(new_operation_id(), "n", mcp=False, database=True)
-        async with database.service() as connection:
-            deployment = await store.insert_deployment(
-                connection, new_tenant_id(), new_deployment_id(), "n.localhost", asked
-            )
-            await store.set_state(connection, deployment.deployment_id, DeploymentState.READY)
-        refused = cluster.api.fault(lambda *_: True, 403)
-        with pytest.raises(UnavailableError):
-            await waking.wake(deployment.deployment_id)
-        assert refused.seen == 1
-
-
-async def test_a_watch_outlives_its_breaks_and_what_the_api_has_forgotten(
-    cluster: Cluster, deployment: DeploymentId
-) -> None:
-    await cluster.driver.ensure(wanted(deployment))
-    key = Key("clusters", namespace_name(deployment), "database")
-    watched, expired = cluster.api.watched, cluster.api.expired
-    waiting = asyncio.ensure_future(
-        until(cluster.client, CLUSTER, key.name, key.namespace, _is_marked, PATIENCE_SECONDS)
-    )
-    await eventually(lambda: cluster.api.watched > watched)
-    await cluster.api.break_watches()
-    await eventually(lambda: cluster.api.watched > watched + 1)
-    # Its version is older than what is remembered from now on.
-    cluster.api.store.put(Key("persistentvolumes", "", "another"), {"kind": "PersistentVolume"})
-    cluster.api.store.forget()
-    await cluster.api.changed()
-    await eventually(lambda: cluster.api.expired > expired)
-    await eventually(lambda: cluster.api.watched > watched + 2)
-    assert not waiting.done()
-    cluster.api.store.merge(key, {"metadata": {"annotations": {"marked": "yes"}}})
-    await cluster.api.changed()
-    assert _is_marked(await waiting)
-
-
-def _is_marked(made: Object | None) -> bool:
-    return made is not None and "marked" in objects.annotations(made)
-
-
-async def test_what_is_going_is_told_until_it_is_gone(tmp_path: Path) -> None:
-    async with open_cluster(tmp_path, finalizing_seconds=0.8, patience=0.3) as slow:
-        patient = new_deployment_id()
-        with contextlib.suppress(DriverError):
-            await slow.driver.ensure(wanted(patient))
-        with pytest.raises(DriverError):
-            await slow.driver.destroy(patient)
-        assert await slow.driver.found() == [patient]
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            while await slow.driver.found():
-                with contextlib.suppress(DriverError):
-                    await slow.driver.destroy(patient)
-                with contextlib.suppress(DriverError):
-                    # Nothing is made in what is going.
-                    assert await slow.driver.exists(patient) is None
-        assert slow.api.store.objects == {}
-
-
-async def test_another_installations_namespace_is_left_alone(
-    cluster: Cluster, deployment: DeploymentId
-) -> None:
-    key = Key("namespaces", "", namespace_name(deployment))
-    labels = {objects.INSTALLATION_LABEL: "another", objects.DEPLOYMENT_LABEL: deployment}
-    foreign = {"kind": "Namespace", "metadata": {"name": key.name, "labels": labels}}
-    cluster.api.store.put(key, foreign)
-    with pytest.raises(DriverError):
-        await cluster.driver.ensure(wanted(deployment))
-    await cluster.driver.destroy(deployment)
-    assert deployment not in await cluster.driver.found()
-    assert cluster.api.store.get(key)["metadata"]["labels"] == labels
-    cluster.api.store.drop(key)
 
 
 @pytest.mark.promise("P-02")
@@ -286,7 +140,7 @@ async def test_a_copy_begins_closed_and_a_source_that_is_woken_meanwhile_stays_a
     await cluster.driver.sleep(deployment)
     copying = asyncio.ensure_future(cluster.driver.branch(deployment, other))
     await eventually(
-        lambda: any(name.startswith(objects.COPYING) for name in notes(cluster, deployment))
+        lambda: any(name.startswith(objects.COPYING) for name in cluster.notes(deployment))
     )
     assert await cluster.driver.exists(deployment) is None
     address = await cluster.driver.ensure(wanted(deployment))
@@ -294,7 +148,7 @@ async def test_a_copy_begins_closed_and_a_source_that_is_woken_meanwhile_stays_a
     assert await cluster.driver.exists(deployment) == address
     first = cluster.operator.first_rules[namespace_name(other)]
     assert not any(login in first for login in LOGINS)
-    assert found(cluster, other, "networkpolicies", "mesh") is None
+    assert cluster.found(other, "networkpolicies", "mesh") is None
     policies = [key.name for key in cluster.api.store.objects if key.plural == "networkpolicies"]
     assert not [name for name in policies if name.startswith("copy-")]
     superuser = await cluster.logins.superuser(deployment)
@@ -310,12 +164,12 @@ async def test_a_copy_that_is_given_up_leaves_its_source_asleep(
     await cluster.driver.ensure(wanted(deployment))
     await cluster.driver.sleep(deployment)
     copying = asyncio.ensure_future(cluster.driver.branch(deployment, other))
-    await eventually(lambda: found(cluster, other, "clusters", "database") is not None)
+    await eventually(lambda: cluster.found(other, "clusters", "database") is not None)
     copying.cancel()
     await asyncio.gather(copying, return_exceptions=True)
     await cluster.driver.destroy(other)
-    assert notes(cluster, deployment)[objects.HIBERNATION] == "on"
-    assert not any(name.startswith(objects.COPYING) for name in notes(cluster, deployment))
+    assert cluster.notes(deployment)[objects.HIBERNATION] == "on"
+    assert not any(name.startswith(objects.COPYING) for name in cluster.notes(deployment))
 
 
 @pytest.mark.promise("P-12")
@@ -352,7 +206,7 @@ async def test_a_larger_quota_grows_the_volume_and_a_smaller_one_does_not_shrink
     cluster: Cluster, deployment: DeploymentId
 ) -> None:
     def size() -> int:
-        made = found(cluster, deployment, "clusters", "database")
+        made = cluster.found(deployment, "clusters", "database")
         assert made is not None
         return objects.size_of(made)
 
@@ -366,30 +220,3 @@ async def test_a_larger_quota_grows_the_volume_and_a_smaller_one_does_not_shrink
     await cluster.driver.sleep(deployment)
     await cluster.driver.ensure(wanted(deployment))
     assert size() == grown
-
-
-async def test_the_role_of_the_provisioner_allows_what_the_driver_does_and_no_more(
-    cluster: Cluster, deployment: DeploymentId, other: DeploymentId
-) -> None:
-    await cluster.driver.ensure(wanted(deployment))
-    await cluster.driver.sleep(deployment)
-    await cluster.driver.branch(deployment, other)
-    assert await cluster.driver.kept(deployment)
-    await cluster.driver.destroy(other)
-    await cluster.driver.found()
-    rules = next(iter(yaml.safe_load_all(RBAC.read_text())))["rules"]
-    allowed = {
-        (group, resource, verb, name)
-        for rule in rules
-        for group in rule["apiGroups"]
-        for resource in rule["resources"]
-        for verb in rule["verbs"]
-        for name in rule.get("resourceNames", ["*"])
-    }
-    named = {(group, resource, verb) for group, resource, verb, name in allowed if name != "*"}
-    used = {
-        (*one, use.name if one in named else "*")
-        for use in cluster.api.uses
-        for one in [(use.group, use.resource, use.verb)]
-    }
-    assert used == allowed

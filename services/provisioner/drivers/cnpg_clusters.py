@@ -170,7 +170,7 @@ class Clusters:
                 if one["kind"] == "ResourceQuota":
                     await self.api.apply(one)
             meta = {"resourceVersion": found["metadata"]["resourceVersion"]}
-            change = {"metadata": meta, "spec": {"storage": {"size": str(size)}}}
+            change = {"metadata": meta, "spec": {"storage": {"size": objects.quantity(size)}}}
             await self.api.merge(CLUSTER, NAME, change, namespace_name(deployment))
 
         await _unless_changed(attempt)

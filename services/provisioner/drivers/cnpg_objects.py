@@ -137,7 +137,7 @@ def cluster(
         open_to_tenants: a tenant's login is let in, if it has a password.
     """
     resources = {"cpu": shape.cpu, "memory": shape.memory}
-    storage: dict[str, Any] = {"size": str(size_bytes), "resizeInUseVolumes": True}
+    storage: dict[str, Any] = {"size": quantity(size_bytes), "resizeInUseVolumes": True}
     if shape.storage_class:
         storage["storageClass"] = shape.storage_class
     spec = {
@@ -222,7 +222,12 @@ def size(quota_bytes: int) -> int:
 
 def size_of(found: Object) -> int:
     """Returns how large the volumes of a Cluster of ours are, in bytes."""
-    return int(found["spec"]["storage"]["size"])
+    return int(found["spec"]["storage"]["size"].removesuffix("Gi")) * _GIBIBYTE
+
+
+def quantity(size_bytes: int) -> str:
+    """Returns so many bytes, a multiple of a gibibyte, as Kubernetes writes them."""
+    return f"{size_bytes // _GIBIBYTE}Gi"
 
 
 def condition(found: Object, kind: str) -> bool:

@@ -13,6 +13,7 @@ from services.provisioner.drivers.cnpg_objects import (
     Shape,
     made,
     namespace_name,
+    quantity,
 )
 from services.shared.ids import DeploymentId
 
@@ -117,7 +118,7 @@ def _quota(shape: Shape, deployment: DeploymentId, size_bytes: int) -> Object:
     hard = {
         "pods": str(2 * instances + 2),
         "persistentvolumeclaims": str(instances + 1),
-        "requests.storage": str(size_bytes * (instances + 1)),
+        "requests.storage": quantity(size_bytes * (instances + 1)),
         "services.loadbalancers": "0",
         "services.nodeports": "0",
     }
