@@ -1,7 +1,8 @@
 """What spans and durations of calls say: of those that went well, and of each way to fail."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from bulkhead.common.v1.access_pb2 import Access
 from google.rpc import status_pb2
 from grpc_status import rpc_status
+from opentelemetry.context import attach, detach
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -20,6 +22,7 @@ from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace import SpanKind, StatusCode
 
 from deploy.local.waiting import until
+from services.shared.coalesce import Coalescer
 from services.shared.errors import NotFoundError, UnavailableError
 from services.shared.interceptors.chain import Chain
 from services.shared.interceptors.client import client_interceptors
@@ -219,6 +222,27 @@ async def test_a_trace_that_is_not_kept_is_passed_on_without_a_span() -> None:
     assert recorded.spans.get_finished_spans() == ()
     (point,) = recorded.points("rpc.server.call.duration")
     assert point.count == 1
+
+
+async def test_a_batch_is_part_of_the_first_trace_that_is_kept() -> None:
+    seen: list[str] = []
+
+    async def note(items: Sequence[int]) -> list[int]:
+        seen.append(outgoing().get("traceparent", ""))
+        return list(items)
+
+    async def asking(flags: str) -> int:
+        parent = incoming({"traceparent": f"00-{secrets.token_hex(16)}-{'1' * 16}-{flags}"})
+        assert parent is not None
+        token = attach(parent)
+        try:
+            return await ask(1)
+        finally:
+            detach(token)
+
+    ask: Coalescer[int, int] = Coalescer(note)
+    await asyncio.gather(*(asking(flags) for flags in ("00", "01", "01")))
+    assert [each[-2:] for each in seen] == ["01"]
 
 
 @pytest.mark.parametrize(
