@@ -160,14 +160,17 @@ async def test_what_is_going_is_told_until_it_is_gone(tmp_path: Path) -> None:
         with pytest.raises(DriverError):
             await slow.driver.destroy(patient)
         assert await slow.driver.found() == [patient]
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            while await slow.driver.found():
-                with contextlib.suppress(DriverError):
-                    await slow.driver.destroy(patient)
-                with contextlib.suppress(DriverError):
-                    # Nothing is made in what is going.
-                    assert await slow.driver.exists(patient) is None
+        await _destroyed(slow, patient)
         assert slow.api.store.objects == {}
+
+
+async def _destroyed(slow: Cluster, deployment: DeploymentId) -> None:
+    """Asks for it until it is done."""
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while True:
+            with contextlib.suppress(DriverError):
+                await slow.driver.destroy(deployment)
+                return
 
 
 async def test_another_installations_namespace_is_left_alone(
