@@ -5,11 +5,6 @@ from contextlib import asynccontextmanager
 
 from services.provisioner import store
 from services.provisioner.drivers.claim import claim
-from services.provisioner.drivers.cnpg import CnpgDriver
-from services.provisioner.drivers.cnpg_clusters import Clusters
-from services.provisioner.drivers.cnpg_connection import open_api
-from services.provisioner.drivers.cnpg_login import Logins
-from services.provisioner.drivers.cnpg_objects import Shape
 from services.provisioner.drivers.local import LocalDriver
 from services.provisioner.drivers.port_range import PortRange
 from services.provisioner.drivers.postgres_process import reachable_home
@@ -34,27 +29,11 @@ async def open_database_driver(
     if settings.database_driver is DriverName.LOCAL:
         yield _local_driver(settings, secret, mark)
         return
-    async with open_api(settings.cnpg_kubeconfig_file) as api:
-        shape = shape_of(settings, mark)
-        clusters = Clusters(api, shape, settings.cnpg_patience_seconds)
-        yield CnpgDriver(clusters, Logins(api, shape, secret))
+    # Not before it is wanted: the client of Kubernetes' API weighs 35 MB, and takes a second.
+    from services.provisioner.cluster_driver import open_cluster_driver  # noqa: PLC0415
 
-
-def shape_of(settings: Settings, mark: str) -> Shape:
-    """Returns how the settings want Clusters to be; `mark` is the installation's."""
-    return Shape(
-        installation=mark,
-        image=settings.cnpg_image,
-        storage_class=settings.cnpg_storage_class or None,
-        instances=settings.cnpg_instances,
-        cpu=settings.cnpg_cpu,
-        memory=settings.cnpg_memory,
-        mesh=settings.cnpg_mesh_namespace,
-        operator=settings.cnpg_operator_namespace,
-        api_cidr=settings.cnpg_api_cidr,
-        encrypted=True,
-        statement_timeout_ms=_milliseconds(settings),
-    )
+    async with open_cluster_driver(settings, secret, mark) as driver:
+        yield driver
 
 
 def _local_driver(settings: Settings, secret: MasterSecret, mark: str) -> LocalDriver:
