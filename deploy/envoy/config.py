@@ -144,6 +144,8 @@ def _hygiene(settings: EdgeSettings) -> dict[str, Any]:
             "headers_with_underscores_action": "DROP_HEADER",
             **({"max_connection_duration": f"{life.total_seconds():g}s"} if life else {}),
         },
+        # An answer says that the connection ends; without this one would be cut under a request.
+        **({"http1_safe_max_connection_duration": True} if life else {}),
         "http2_protocol_options": {"max_concurrent_streams": _MOST_STREAMS},
     }
 

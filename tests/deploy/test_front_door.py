@@ -1,10 +1,12 @@
 """The front door's configuration for a cluster: current, accepted by Envoy, and closed within."""
 
+import asyncio
 import json
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +116,7 @@ async def door(paths: Paths, tmp_path: Path) -> AsyncIterator[EdgeSettings]:
         health=health,
         metrics=metrics,
         identity=Identity(paths.certificate, paths.key, paths.authority),
+        connection_life=timedelta(seconds=0.5),
         access_log=tmp_path / "access.log",
     )
     async with front_door(tmp_path / "envoy", settings):
@@ -135,6 +138,17 @@ async def test_probes_and_metrics_have_listeners_of_their_own_and_nothing_beside
                 assert (await client.get(f"http://{address}{path}")).status_code == 404
         for path in ("/ready", "/live", "/metrics", "/stats/prometheus"):
             assert (await client.get(f"http://{door.listen}{path}")).status_code == 404
+
+
+async def test_who_is_connected_is_asked_to_connect_anew_and_no_request_is_cut(
+    door: EdgeSettings,
+) -> None:
+    async with httpx.AsyncClient(timeout=SECONDS) as client, asyncio.timeout(SECONDS):
+        asked = 0
+        while asked < 3:
+            answer = await client.get(f"http://{door.listen}/")
+            assert answer.status_code == 404
+            asked += answer.headers.get("connection") == "close"
 
 
 def test_connections_are_made_anew_before_envoy_ends() -> None:
