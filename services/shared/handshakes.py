@@ -14,10 +14,12 @@ from services.shared.identity import WatchedIdentity
 from services.shared.tls import channel_credentials, peer_options
 
 _LOOK_SECONDS = 1.0
+# Asking takes a handshake of both sides.
+_AGAIN_SECONDS = 5.0
 _HANDSHAKE_SECONDS = 3.0
 # How BoringSSL words it: "… CERTIFICATE_VERIFY_FAILED: certificate has expired: OK".
 _VERIFY_FAILED = re.compile(r"CERTIFICATE_VERIFY_FAILED:? ?([^:]*)")
-_NAME_WRONG = "is not in peer certificate"
+_NAME_WRONG = "Hostname Verification Check failed"
 # In TLS 1.3 a client is done before the server has looked at its certificate.
 _CLOSED = "Socket closed"
 _THEIRS_NAMES_ANOTHER = "the other side's certificate is of another service"
@@ -43,6 +45,7 @@ class Refusals:
             state = channel.get_state()
             if state is ChannelConnectivity.TRANSIENT_FAILURE:
                 self._tell(handshake_problem(await self._details()))
+                await asyncio.sleep(_AGAIN_SECONDS)
             elif state is ChannelConnectivity.READY:
                 self._told = None
 

@@ -1,10 +1,11 @@
 """A service's own database: its pool, its two kinds of transaction, its migrations."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+import ssl
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import asyncpg
 import asyncpg.pool
@@ -19,6 +20,7 @@ from services.shared.recording import Recording
 from services.shared.schema import migrate, prepare
 from services.shared.settings import PostgresSettings, secret_text
 from services.shared.store_recording import Statements, observe_pool
+from services.shared.store_tls import postgres_tls
 
 Connection: TypeAlias = (
     "asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
@@ -206,7 +208,7 @@ class Database:
 
 async def connect(settings: PostgresSettings) -> "asyncpg.Connection[asyncpg.Record]":
     """Returns a connection of its own, outside any pool."""
-    return await asyncpg.connect(
+    connection: asyncpg.Connection[asyncpg.Record] = await _connecting(settings)(
         host=settings.postgres_host,
         port=settings.postgres_port,
         database=settings.postgres_database,
@@ -216,6 +218,22 @@ async def connect(settings: PostgresSettings) -> "asyncpg.Connection[asyncpg.Rec
         command_timeout=_COMMAND_TIMEOUT_SECONDS,
         server_settings={"application_name": NO_RELEASE},
     )
+    return connection
+
+
+def _connecting(settings: PostgresSettings) -> Callable[..., Any]:
+    """Returns what makes a connection, by TLS or in plaintext and by nothing else."""
+    tls = postgres_tls(settings)
+
+    async def connected(*arguments: Any, **options: Any) -> Any:
+        try:
+            return await asyncpg.connect(*arguments, ssl=tls.get() if tls else False, **options)
+        except ssl.SSLError as error:
+            if tls is not None:
+                tls.refused(error)
+            raise
+
+    return connected
 
 
 @asynccontextmanager
@@ -245,6 +263,7 @@ async def open_database(
         command_timeout=_COMMAND_TIMEOUT_SECONDS,
         init=Statements(recording, service).follow if settings.is_measured else None,
         server_settings={"application_name": name},
+        connect=_connecting(settings),
     )
     try:
         with postgres_errors():

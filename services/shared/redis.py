@@ -1,13 +1,16 @@
 """The connection to Valkey, as the service's own ACL user."""
 
+import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import redis.asyncio
 from redis.asyncio.cluster import RedisCluster
+from redis.asyncio.connection import SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ClusterError, OutOfMemoryError, ReadOnlyError
@@ -19,6 +22,7 @@ from services.shared.errors import UnavailableError
 from services.shared.recording import Recording
 from services.shared.settings import ValkeySettings, secret_text
 from services.shared.store_recording import Commands
+from services.shared.store_tls import StoreTls, valkey_tls
 
 # The client, so that who passes it on need not know the driver.
 Valkey: TypeAlias = redis.asyncio.Redis | RedisCluster
@@ -80,8 +84,51 @@ async def _recorded(commands: Commands, name: str, execute: Callable[[], Awaitab
     return answer
 
 
+class _Secured(SSLConnection):
+    """A connection by TLS alone, which looks at its files anew each time it is made."""
+
+    def __init__(self, *, tls: StoreTls, **options: Any) -> None:
+        super().__init__(**options)
+        self._tls = tls
+        # The client's own would believe every authority of the system beside the one that is named.
+        self.ssl_context = tls  # type: ignore[assignment]
+
+    async def _connect(self) -> None:
+        try:
+            await super()._connect()  # type: ignore[no-untyped-call]
+        except ssl.SSLError as error:
+            self._tls.refused(error)
+            raise
+
+
+def _secured(settings: ValkeySettings) -> dict[str, Any]:
+    tls = valkey_tls(settings)
+    return {} if tls is None else {"connection_class": _Secured, "tls": tls}
+
+
+def _secured_nodes(settings: ValkeySettings) -> dict[str, Any]:
+    """Returns the same for a cluster, whose client has connections of its own making alone.
+
+    It believes the authorities of the system beside the one that is named.
+    """
+    if not settings.valkey_tls:
+        return {}
+    return {
+        "ssl": True,
+        "ssl_check_hostname": True,
+        "ssl_ca_certs": _path(settings.valkey_ca_file),
+        "ssl_certfile": _path(settings.valkey_cert_file),
+        "ssl_keyfile": _path(settings.valkey_key_file),
+    }
+
+
+def _path(file: Path | None) -> str | None:
+    return str(file) if file is not None else None
+
+
 def _single(settings: ValkeySettings) -> _Single:
     pool = redis.asyncio.BlockingConnectionPool(
+        **_secured(settings),
         host=settings.valkey_host,
         port=settings.valkey_port,
         username=settings.valkey_user or None,
@@ -126,6 +173,7 @@ def _cluster(settings: ValkeySettings) -> _Cluster:
         health_check_interval=_HEALTH_CHECK_SECONDS,
         max_connections=2 * _CONNECTIONS,
         retry=Retry(NoBackoff(), 1),
+        **_secured_nodes(settings),
     )
 
 

@@ -77,6 +77,13 @@ class PostgresSettings(TelemetrySettings):
     postgres_user: str = ""
     # Read at each connection, so that a rotated password is picked up.
     postgres_password_file: Path | None = None
+    # verify-full: nothing but TLS, to a server of that name whose authority is in the file (none:
+    # in the system's). The files are read at each connection, as is the password.
+    postgres_tls: Literal["disable", "verify-full"] = "disable"
+    postgres_ca_file: Path | None = None
+    # What the service presents itself with, where the server asks for it.
+    postgres_cert_file: Path | None = None
+    postgres_key_file: Path | None = None
     postgres_pool_size: int = Field(default=10, ge=1)
     # Whether a process that starts applies what is missing of the schema; else it refuses to start.
     migrate_on_start: bool = True
@@ -91,6 +98,13 @@ class ValkeySettings(TelemetrySettings):
     valkey_cluster: bool = False
     valkey_user: str = ""
     valkey_password_file: Path | None = None
+    # Nothing but TLS, to a server of that name whose authority is in the file (none: in the
+    # system's). The files are read at each connection.
+    valkey_tls: bool = False
+    valkey_ca_file: Path | None = None
+    # What the service presents itself with, where the server asks for it.
+    valkey_cert_file: Path | None = None
+    valkey_key_file: Path | None = None
     # A hung server must fail a call well within its deadline.
     valkey_timeout_seconds: float = Field(default=1.0, gt=0)
 
