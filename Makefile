@@ -54,6 +54,8 @@ soak: $(READY) ## Keep mixed load up for ten minutes, and see whether any servic
 
 manifests: $(READY) ## Write the front door's configurations for the manifests
 	@$(BIN)/python -m deploy.envoy $(MESH) > $(K8S)/base/envoy/envoy.json
+	@$(BIN)/python -m deploy.envoy identity.json $(MESH) > $(K8S)/base/envoy/identity.json
+	@$(BIN)/python -m deploy.envoy authority.json $(MESH) > $(K8S)/base/envoy/authority.json
 	@$(BIN)/python -m deploy.envoy $(MESH) $(K8S)/overlays/dev/mesh.env > $(K8S)/overlays/dev/envoy.json
 	@$(BIN)/python -m deploy.envoy $(MESH) $(K8S)/components/otel/otel.env > $(K8S)/components/otel/envoy.json
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,13 @@ async def until(condition: Callable[[], bool]) -> None:
     """Waits for something to become so."""
     async with asyncio.timeout(PATIENCE_SECONDS):
         while not condition():
+            await asyncio.sleep(LOOK_SECONDS)
+
+
+async def until_so(condition: Callable[[], Awaitable[bool]]) -> None:
+    """Waits for something to become so that takes asking."""
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while not await condition():
             await asyncio.sleep(LOOK_SECONDS)
 
 

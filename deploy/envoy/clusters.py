@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from ipaddress import ip_address
 from typing import Any
 
+from deploy.envoy.secrets import AUTHORITY, IDENTITY, watched
 from deploy.envoy.settings import Address, EdgeSettings, Identity
 
 APP_PROXY_HTTP = "app_proxy_http"
@@ -84,15 +85,12 @@ def _tls_context(identity: Identity, service: str, alpn: str) -> dict[str, Any]:
             # Clients stop at 1.2 unless told otherwise.
             "tls_maximum_protocol_version": "TLSv1_3",
         },
-        "tls_certificates": [
-            {
-                "certificate_chain": {"filename": str(identity.certificate)},
-                "private_key": {"filename": str(identity.key)},
-            }
-        ],
-        "validation_context": {
-            "trusted_ca": {"filename": str(identity.authority)},
-            "match_typed_subject_alt_names": [{"san_type": "URI", "matcher": {"exact": uri}}],
+        "tls_certificate_sds_secret_configs": [watched(identity, IDENTITY)],
+        "combined_validation_context": {
+            "default_validation_context": {
+                "match_typed_subject_alt_names": [{"san_type": "URI", "matcher": {"exact": uri}}]
+            },
+            "validation_context_sds_secret_config": watched(identity, AUTHORITY),
         },
     }
 

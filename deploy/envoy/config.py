@@ -6,6 +6,7 @@ it cannot be asked, nobody passes.
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from deploy.envoy.contracts import OpenMethod, contracts, open_methods
 from deploy.envoy.inward import inward_clusters, inward_listeners
 from deploy.envoy.replies import AWAY, local_replies
 from deploy.envoy.routes import BUFFER, CHECK, RATE, RETRY, route_configuration
+from deploy.envoy.secrets import secret_files
 from deploy.envoy.settings import Address, EdgeSettings
 
 # What only the mesh may say; outsiders who say it are not heard.
@@ -45,6 +47,8 @@ _LOG_FIELDS = {
     "received_bytes": "%BYTES_RECEIVED%",
     "sent_bytes": "%BYTES_SENT%",
     "upstream": "%UPSTREAM_CLUSTER%",
+    # What is wrong with a certificate, on either side.
+    "upstream_failure": "%UPSTREAM_TRANSPORT_FAILURE_REASON%",
     "request_id": "%REQ(X-REQUEST-ID)%",
     "trace_id": "%TRACE_ID%",
 }
@@ -62,7 +66,10 @@ def bootstrap(settings: EdgeSettings) -> dict[str, Any]:
         "node": {"id": "edge", "cluster": "bulkhead"},
         "admin": {
             "address": endpoint(settings.admin),
-            "allow_paths": [{"exact": "/ready"}, {"prefix": "/stats"}, {"prefix": "/clusters"}],
+            "allow_paths": [
+                *({"exact": path} for path in ("/ready", "/certs")),
+                *({"prefix": path} for path in ("/stats", "/clusters")),
+            ],
         },
         "static_resources": {
             "listeners": [*listeners, *inward_listeners(settings)],
@@ -73,7 +80,13 @@ def bootstrap(settings: EdgeSettings) -> dict[str, Any]:
 
 
 def write(settings: EdgeSettings, file: Path) -> Path:
-    """Returns `file`, holding the configuration; it names files with secrets but holds none."""
+    """Returns `file`, holding the configuration; it names files with secrets but holds none.
+
+    Beside it are written the files by which its certificate is watched.
+    """
+    settings = replace(settings, identity=replace(settings.identity, folder=file.parent))
+    for name, text in secret_files(settings.identity).items():
+        (file.parent / name).write_text(text)
     file.write_text(rendered(settings))
     return file
 

@@ -25,6 +25,8 @@ class Identity:
     key: Path
     authority: Path
     trust_domain: str = "bulkhead.local"
+    # Where the front door finds the files that tell it to watch these.
+    folder: Path = Path("/etc/envoy")
 
 
 @dataclass(frozen=True, slots=True)

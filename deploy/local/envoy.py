@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from deploy.envoy import config
+from deploy.envoy.secrets import secret_files
 from deploy.envoy.settings import Address, EdgeSettings
 from deploy.local.files import PRIVATE_FILE, private_folder
 from deploy.local.waiting import until
@@ -44,7 +45,8 @@ def configure(home: Path, settings: EdgeSettings, concurrency: int) -> tuple[str
     # Envoy would make the log readable for everybody, whatever the process's mask says.
     if not str(settings.access_log).startswith("/dev/"):
         settings.access_log.touch(PRIVATE_FILE)
-    (home / CONFIG_NAME).touch(PRIVATE_FILE)
+    for name in (CONFIG_NAME, *secret_files(settings.identity)):
+        (home / name).touch(PRIVATE_FILE)
     file = config.write(settings, home / CONFIG_NAME)
     return (
         str(envoy_binary()),

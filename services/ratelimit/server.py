@@ -36,8 +36,8 @@ async def compose(settings: Settings) -> AsyncIterator[Service]:
     """Yields the service with its store and peers open; closes them in reverse."""
     memory = Memory.new()
     async with (
-        open_identity(settings) as identity,
         watched(settings.ratelimit_config, settings.ratelimit_config_seconds) as descriptors,
+        open_identity(settings) as identity,
         open_database(settings, NAME, _MIGRATIONS) as database,
         open_valkey(settings) as valkey,
         open_channel(settings, "auth", settings.auth_target, identity=identity) as auth,

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 
 from deploy.envoy.clusters import clusters, endpoint
+from deploy.envoy.secrets import secret_files
 from deploy.envoy.settings import Address, EdgeSettings, Identity
 from deploy.local.envoy import envoy_binary, ready
 from deploy.local.pki import Paths
@@ -61,7 +62,10 @@ async def limited_envoy(
     listen, admin = (Address(LOOPBACK, port) for port in free_ports(2))
     config = home / "limited.json"
     async with _upstream() as upstream:
-        text = _bootstrap(files, listen, admin, ratelimit_port, upstream, domain)
+        identity = Identity(files.certificate, files.key, files.authority, folder=home)
+        for name, secret in secret_files(identity).items():
+            (home / name).write_text(secret)
+        text = _bootstrap(identity, listen, admin, ratelimit_port, upstream, domain)
         config.write_text(json.dumps(text))
         command = (str(envoy_binary()), "-c", str(config), "--concurrency", "1")
         with (home / "limited.log").open("ab") as log:
@@ -92,13 +96,18 @@ async def _upstream() -> AsyncIterator[int]:
 
 
 def _bootstrap(
-    files: Paths, listen: Address, admin: Address, ratelimit_port: int, upstream: int, domain: str
+    identity: Identity,
+    listen: Address,
+    admin: Address,
+    ratelimit_port: int,
+    upstream: int,
+    domain: str,
 ) -> dict[str, Any]:
     ratelimit = Address(LOOPBACK, ratelimit_port)
     settings = EdgeSettings(
         listen=listen,
         admin=admin,
-        identity=Identity(files.certificate, files.key, files.authority),
+        identity=identity,
         services={"ratelimit": ratelimit},
         app_proxy_http=ratelimit,
     )
@@ -106,6 +115,7 @@ def _bootstrap(
     target = {"endpoint": {"address": endpoint(Address(LOOPBACK, upstream))}}
     assignment = {"cluster_name": "upstream", "endpoints": [{"lb_endpoints": [target]}]}
     return {
+        "node": {"id": "limited", "cluster": "bulkhead"},
         "admin": {"address": endpoint(admin)},
         "static_resources": {
             "listeners": [_listener(listen, domain, [*DESCRIPTORS, *TOKENS])],
