@@ -20,6 +20,7 @@ from pathlib import Path
 from services.provisioner.domain import DatabaseAddress
 from services.provisioner.drivers import postgres_process
 from services.provisioner.drivers.folder_lock import locked
+from services.provisioner.drivers.local import remove_home
 from services.provisioner.drivers.postgres_process import HOST, Blueprint, binaries, free_port
 from services.provisioner.drivers.postgres_template import run_single_user
 from services.provisioner.drivers.server_command import give
@@ -327,7 +328,7 @@ class OperatorDouble:
 async def operating(
     api: ApiDouble, home: Path, finalizing_seconds: float = 0.1
 ) -> AsyncIterator[OperatorDouble]:
-    """Yields the double at work; at the end no process of it is left."""
+    """Yields the double at work; at the end no process of it is left, and nothing in `home`."""
     double = OperatorDouble(api, home, finalizing_seconds)
     work = asyncio.ensure_future(double.run())
     try:
@@ -336,3 +337,4 @@ async def operating(
         work.cancel()
         await asyncio.gather(work, return_exceptions=True)
         await double.close()
+        await remove_home(home)
