@@ -50,6 +50,7 @@ async def open_channel(
     """
     async with _watched(settings, identity) as presented:
         options = _options(service, once)
+        # One for all that follow each other: what they count goes on.
         interceptors = client_interceptors(service, Recording.of(settings))
 
         def connect(shown: Identity) -> grpc.aio.Channel:

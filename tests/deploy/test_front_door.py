@@ -21,6 +21,7 @@ from deploy.envoy.kubernetes import (
     edge_settings,
     mesh_variables,
 )
+from deploy.envoy.secrets import secret_files
 from deploy.envoy.settings import Address, EdgeSettings, Identity
 from deploy.local.envoy import envoy_binary, front_door
 from deploy.local.pki import Paths, certificates
@@ -56,16 +57,23 @@ def test_what_the_manifests_hold_is_what_the_source_makes(name: str) -> None:
 def test_envoy_accepts_it(name: str, paths: Paths, tmp_path: Path) -> None:
     """With certificates at other places, since Envoy reads them while it looks."""
     file, variables = CONFIGURATIONS[name]
-    mesh = mesh_variables(variables)
-    text = file.read_text()
-    for variable, path in (
-        ("TLS_CERT_FILE", paths.certificate),
-        ("TLS_KEY_FILE", paths.key),
-        ("TLS_CA_FILE", paths.authority),
-    ):
-        assert mesh[f"BULKHEAD_{variable}"] in text
-        text = text.replace(mesh[f"BULKHEAD_{variable}"], str(path))
-    (tmp_path / "envoy.json").write_text(text)
+    settings = edge_settings(mesh_variables(variables))
+    folder = str(settings.identity.folder)
+    watched = {
+        name: (CONFIGURATIONS["base"][0].parent / name).read_text()
+        for name in secret_files(settings.identity)
+    }
+    assert watched == secret_files(settings.identity)
+    here = replace(
+        settings.identity,
+        certificate=paths.certificate,
+        key=paths.key,
+        authority=paths.authority,
+    )
+    for secret, text in secret_files(here).items():
+        assert f"{folder}/{secret}" in file.read_text()
+        (tmp_path / secret).write_text(text)
+    (tmp_path / "envoy.json").write_text(file.read_text().replace(folder, str(tmp_path)))
     validated = subprocess.run(
         [envoy_binary(), "--mode", "validate", "-c", tmp_path / "envoy.json"],
         capture_output=True,

@@ -25,7 +25,11 @@ from tests.deploy.rendered import KUBERNETES, OVERLAYS, WITH_VALKEY, Rendered
 DOCUMENT = KUBERNETES.parents[1] / "docs" / "kubernetes.md"
 SECONDS = 120
 # Those that nobody has to make, by how they end, and what the document calls them.
-MADE = {"-tls": "<workload>-tls", "-postgres-app": "<service>-postgres-app"}
+MADE = {
+    "-tls": "<workload>-tls",
+    "-postgres-app": "<service>-postgres-app",
+    "-postgres-ca": "<service>-postgres-ca",
+}
 WITH_KEYRING = ("credentials", "provisioner")
 
 
