@@ -2,4 +2,7 @@
 set -eu
 VALKEYCLI_AUTH=$(cat /run/valkey/operator)
 export VALKEYCLI_AUTH
-[ "$(valkey-cli --user operator --no-auth-warning -t 2 PING)" = PONG ]
+tls=/etc/bulkhead/tls
+answer=$(valkey-cli --user operator --no-auth-warning -t 2 \
+  --tls --cacert $tls/ca.crt --cert $tls/tls.crt --key $tls/tls.key PING)
+[ "$answer" = PONG ]
