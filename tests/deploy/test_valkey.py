@@ -81,7 +81,7 @@ def test_it_is_reached_by_tls_alone_and_under_the_name_that_is_looked_up(
 
 async def test_a_user_has_its_services_password_and_reaches_its_own_keys_alone(home: Path) -> None:
     async with running(home) as port:
-        door = partial(Redis, host=LOOPBACK, port=port)
+        door = partial(Redis, host=LOOPBACK, port=port, retry=Retry(NoBackoff(), 0))
         async with door(username="app_proxy", password=PASSWORDS["app-proxy"]) as own:
             assert await own.set("deploy:a", "b")
             with pytest.raises(NoPermissionError):
