@@ -32,13 +32,16 @@ _POLL_SECONDS = 0.02
 _RESYNC_SECONDS = 0.25
 _FIRST = "local all all peer\n"
 _LAST = "host all all all scram-sha-256\n"
-# What CloudNativePG makes in every new Cluster, beside what it is asked for.
+# What CloudNativePG makes in every new Cluster, beside what it is asked for; not the databases that
+# nothing here uses, which each Cluster would copy.
 _SCRIPT = """\
 CREATE ROLE streaming_replica LOGIN REPLICATION;
 
 CREATE ROLE bootstrap LOGIN;
 
-CREATE DATABASE bootstrap OWNER bootstrap;
+UPDATE pg_database SET datistemplate = false WHERE datname = 'template0';
+
+DROP DATABASE template0;
 """
 _SETTINGS = {"fsync": "off", "wal_level": "replica", "max_wal_senders": "6"}
 
