@@ -65,7 +65,7 @@ class Fleet:
         await replica.start()
         async with asyncio.timeout(PATIENCE_SECONDS):
             while not before <= self._callers(replica):
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(0.3)
 
     def _callers(self, replica: ServiceProcess) -> set[tuple[int, Who]]:
         """Returns who is connected to which of its ports."""
