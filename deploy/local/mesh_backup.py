@@ -84,7 +84,10 @@ async def restore(layout: Layout, folder: Path, auth_arguments: Sequence[str]) -
     directory = postgres.server_directory(layout.state)
     there = [each for each in (directory, layout.operator_key) if each.exists()]
     if there or (layout.secrets.exists() and any(layout.secrets.iterdir())):
-        raise BackupError(f"{layout.state} has a mesh already: remove {directory} and its secrets")
+        raise BackupError(
+            f"{layout.state} has a mesh already: stop it, and move away {directory},"
+            f" {layout.secrets} and {layout.operator_key}"
+        )
     layout.make()
     with sole_supervisor(layout.lock):
         await asyncio.to_thread(_copy_secrets, folder, layout.state)
