@@ -23,7 +23,6 @@ from services.provisioner.drivers import postgres_process
 # A revocation is not to be older than what it revokes: auth comes last.
 ORDER = (*(service for service in WITH_DATABASE if service != "auth"), "auth")
 _SECRETS = "secrets"
-_OPERATOR_KEY = "operator.key"
 
 
 class BackupError(Exception):
@@ -126,13 +125,15 @@ def _auth_settings(layout: Layout, mesh: postgres.MeshPostgres) -> dict[str, str
 
 
 def _copy_secrets(source: Path, target: Path) -> None:
-    """Copies the secrets folder and the operator's key, readable by their owner alone."""
+    """Copies the secrets folder, readable by its owner alone.
+
+    Not the operator's key: one that was replaced since would open again. A start makes a new one.
+    """
     private_folder(target / _SECRETS)
     for file in sorted((source / _SECRETS).iterdir()):
         # Locks and what was being written begin with a dot.
         if file.is_file() and not file.name.startswith("."):
             write_private(target / _SECRETS / file.name, file.read_bytes())
-    write_private(target / _OPERATOR_KEY, (source / _OPERATOR_KEY).read_bytes())
 
 
 async def _run(command: Sequence[str], environment: Mapping[str, str]) -> None:

@@ -6,9 +6,10 @@ Without these lines every key is ended.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from services.auth import restoration_store, store
 from services.auth.audit import new_event, record_with
@@ -83,31 +84,57 @@ class Restoration:
             await _record(connection, [None, *keys], "restored: a key for a tenant without one")
 
 
+class UnreadableLineError(Exception):
+    """A line speaks of keys that ended, and does not say which: it was cut, or written anew."""
+
+
 def ended_keys(lines: Iterable[str]) -> dict[KeyId, datetime]:
-    """Returns which keys end when, by the lines of auth's log; other lines are passed over.
+    """Returns which keys end when, by the lines of auth's log; lines of other things are passed over.
 
     Of several ends of one key the earliest counts.
+
+    Raises:
+        UnreadableLineError: a line cannot be understood; its number, counted from 1, is told.
     """
     ends: dict[KeyId, datetime] = {}
-    for line in lines:
-        for key_id, at in _told(line):
-            ends[key_id] = min(at, ends.get(key_id, at))
+    for number, line in enumerate(lines, 1):
+        try:
+            for key_id, at in _told(line):
+                ends[key_id] = min(at, ends.get(key_id, at))
+        except (KeyError, TypeError, ValueError, UnreadableLineError) as error:
+            raise UnreadableLineError(str(number)) from error
     return ends
 
 
 def _told(line: str) -> list[tuple[KeyId, datetime]]:
-    # Collectors of logs put things before a line and around it.
-    begin = line.find("{")
-    if begin < 0 or KEYS_ENDED not in line:
+    if KEYS_ENDED not in line:
         return []
-    try:
-        event = json.loads(line[begin:])
-    except ValueError:
-        return []
-    if not isinstance(event, dict) or event.get("event") != KEYS_ENDED:
-        return []
-    at = datetime.fromisoformat(event["at"])
-    return [(KeyId(key_id), at) for key_id in event["key_ids"]]
+    events = [event for event in _objects(line) if "event" in event]
+    if not events:
+        # Passing over it could let a key live again.
+        raise UnreadableLineError
+    return [
+        (KeyId(key_id), datetime.fromisoformat(event["at"]))
+        for event in events
+        if event["event"] == KEYS_ENDED
+        for key_id in event["key_ids"]
+    ]
+
+
+def _objects(text: str) -> Iterator[dict[str, Any]]:
+    """Yields each JSON object in the text: collectors of logs put things around a line of ours."""
+    decoder, place = json.JSONDecoder(), text.find("{")
+    while place >= 0:
+        try:
+            found, end = decoder.raw_decode(text, place)
+        except ValueError:
+            end = place + 1
+        else:
+            yield found
+            for value in found.values():
+                if isinstance(value, str):
+                    yield from _objects(value)
+        place = text.find("{", end)
 
 
 async def _record(

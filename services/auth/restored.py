@@ -14,7 +14,7 @@ from pathlib import Path
 
 from services.auth.domain import IssuedKey
 from services.auth.minting import Mint
-from services.auth.restoration import Restoration, ended_keys
+from services.auth.restoration import Restoration, UnreadableLineError, ended_keys
 from services.auth.server import MIGRATIONS, read_pepper
 from services.auth.settings import Settings
 from services.shared.errors import UnavailableError
@@ -61,10 +61,20 @@ def _write(folder: Path, keys: Mapping[TenantId, IssuedKey]) -> None:
 
 
 def _ends(files: Sequence[Path]) -> dict[KeyId, datetime]:
-    try:
-        return ended_keys(line for file in files for line in file.read_text().splitlines())
-    except OSError as error:
-        raise UnusableFileError(f"{error.filename}: {error.strerror}") from error
+    ends: dict[KeyId, datetime] = {}
+    for file in files:
+        try:
+            told = ended_keys(file.read_text().splitlines())
+        except OSError as error:
+            raise UnusableFileError(f"{file}: {error.strerror}") from error
+        except UnreadableLineError as error:
+            raise UnusableFileError(
+                f"{file}, line {error}: it does not say which keys ended;"
+                " mend it, or use --every-key"
+            ) from error
+        for key_id, at in told.items():
+            ends[key_id] = min(at, ends.get(key_id, at))
+    return ends
 
 
 def main() -> None:

@@ -21,6 +21,9 @@ Connect = Callable[[Identity], grpc.aio.Channel]
 _LOOK_SECONDS = 0.05
 # Looks until it is said that nobody lets the new certificate in.
 _PATIENCE_LOOKS = 200
+# Looks until the new one is used all the same: after five minutes and a half nothing is left that
+# an old certificate, or an authority that was withdrawn, has proved.
+_MOST_LOOKS = 6_600
 # For calls that were begun on the old channel and have not reached its core yet.
 _DEPARTURE_SECONDS = 1.0
 # For streams: servers of ours end a connection, and what is on it, after five minutes and a half.
@@ -76,7 +79,7 @@ class RenewedChannel(grpc.aio.Channel):
                     await upcoming.close()
 
     async def _let_in(self, upcoming: grpc.aio.Channel) -> bool:
-        """Waits until `upcoming` can be used; False if the identity was renewed meanwhile.
+        """Waits until `upcoming` is to be used; False if the identity was renewed meanwhile.
 
         While the old channel works it stays in use until the new one does: so no call waits for a
         handshake, and none fails when the other side does not know the new authority yet.
@@ -87,6 +90,8 @@ class RenewedChannel(grpc.aio.Channel):
                 if self.current.get_state() in _EXPENDABLE or _connected(upcoming):
                     return True
                 looks += 1
+                if looks >= _MOST_LOOKS:
+                    return True
                 if looks == _PATIENCE_LOOKS:
                     structlog.get_logger().warning(
                         "new certificate not let in, the old connection stays", service=self._name

@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 
 from deploy.local.ports import free_ports
 from deploy.local.postgres import MeshPostgres
-from services.auth.restoration import ended_keys
+from services.auth.restoration import UnreadableLineError, ended_keys
 from services.auth.restored import restored
 from services.auth.settings import Settings
 from services.shared.ids import KeyId
@@ -178,11 +178,26 @@ def test_lines_are_found_among_others_and_the_earliest_end_counts() -> None:
         "auth-0 | " + line("key_a", at + MINUTE),
         line("key_a", at),
         '{"event": "call", "method": "keys ended"}',
+        "something else",
+        json.dumps({"log": line("key_b", at) + "\n", "stream": "stderr"}),
+        '{app="auth"} ' + line("key_c", at) + " # of a collector",
+    )
+    assert ended_keys(lines) == {"key_a": at, "key_b": at, "key_c": at}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
         '{"event": "keys ended", "key_i',
         "keys ended",
-        line("key_b", at),
-    )
-    assert ended_keys(lines) == {"key_a": at, "key_b": at}
+        '{"event": "keys ended", "at": "2026-11-22T12:00:00Z"}',
+        '{"event": "keys ended", "key_ids": ["key_a"], "at": "then"}',
+    ],
+    ids=["cut", "no event", "no keys", "no time"],
+)
+def test_a_line_of_ended_keys_that_does_not_say_which_is_not_passed_over(line: str) -> None:
+    with pytest.raises(UnreadableLineError, match=r"^2$"):
+        ended_keys(["something else", line])
 
 
 def test_no_key_is_in_the_lines(saved: Saved) -> None:

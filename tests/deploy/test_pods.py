@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from services.provisioner.drivers.cnpg_objects import namespace_name
+from services.shared.ids import DeploymentId
 from tests.deploy.rendered import (
     MESH,
     OVERLAYS,
@@ -19,6 +21,7 @@ from tests.deploy.rendered import (
 )
 
 WORKLOADS = (*MESH, "valkey")
+MESH_NAMESPACE = "bulkhead"
 # One server, which may be away for a while: the services do without it.
 ALONE = {"valkey"}
 # Who speaks to the cluster's API.
@@ -369,3 +372,34 @@ def _files(volume: Manifest) -> set[str] | None:
     if not secrets or any("items" not in each for each in secrets):
         return None
     return {item["path"] for each in secrets for item in each["items"]}
+
+
+@everywhere
+def test_what_the_provisioner_writes_is_bound_to_the_namespaces_of_deployments(
+    there: Rendered,
+) -> None:
+    """Its rights hold everywhere: without this they would be those of the whole cluster."""
+    (policy,) = there.of("ValidatingAdmissionPolicy")
+    (binding,) = there.of("ValidatingAdmissionPolicyBinding")
+    assert binding["spec"]["policyName"] == policy["metadata"]["name"]
+    assert binding["spec"]["validationActions"] == ["Deny"]
+    spec = policy["spec"]
+    assert spec["failurePolicy"] == "Fail"
+    (rule,) = spec["matchConstraints"]["resourceRules"]
+    assert (rule["apiGroups"], rule["apiVersions"], rule["resources"]) == (["*"], ["*"], ["*/*"])
+    assert set(rule["operations"]) == {"CREATE", "UPDATE", "DELETE"}
+    (account,) = [
+        subject
+        for bound in there.of("ClusterRoleBinding")
+        for subject in bound["subjects"]
+        if subject["name"] == "provisioner"
+    ]
+    name = f"system:serviceaccount:{account['namespace']}:{account['name']}"
+    assert [each["expression"] for each in spec["matchConditions"]] == [
+        f'request.userInfo.username == "{name}"'
+    ]
+    where = namespace_name(DeploymentId("dep_" + "0" * 26))
+    prefix = re.search(r'startsWith\("([^"]+)"\)', spec["validations"][0]["expression"])
+    assert prefix is not None
+    assert where.startswith(prefix[1])
+    assert not MESH_NAMESPACE.startswith(prefix[1])

@@ -1,6 +1,7 @@
 """The walls of a deployment's namespace: who reaches what in it, and how much it may take."""
 
 from collections.abc import Sequence
+from ipaddress import IPv4Network, ip_network
 from typing import Any
 
 from services.provisioner.drivers.cnpg_api import LIMITS, POLICY, QUOTA, Object
@@ -18,6 +19,7 @@ from services.provisioner.drivers.cnpg_objects import (
 from services.shared.ids import DeploymentId
 
 _STATUS_PORT = 8000
+_LINK_LOCAL = IPv4Network("169.254.0.0/16")
 _OF_NAMESPACE = "kubernetes.io/metadata.name"
 # The job that makes the first instance carries no label of the Cluster's in every version; all pods
 # of the namespace may do what they may.
@@ -74,9 +76,16 @@ def _to_own(shape: Shape) -> list[Object]:
         "to": [names],
         "ports": [{"protocol": protocol, "port": 53} for protocol in ("UDP", "TCP")],
     }
-    api = {"ipBlock": {"cidr": shape.api_cidr}}
+    api = {"ipBlock": {"cidr": shape.api_cidr, **_but_metadata(shape.api_cidr)}}
     own = {"podSelector": {"matchLabels": OF_CLUSTER}}
     return [resolving, _rule("to", [own], PORT, _STATUS_PORT), _rule("to", [api], 443, 6443)]
+
+
+def _but_metadata(cidr: str) -> Object:
+    """Leaves out link-local addresses, where clouds tell machines who they are."""
+    allowed = ip_network(cidr)
+    inside = isinstance(allowed, IPv4Network) and _LINK_LOCAL.subnet_of(allowed)
+    return {"except": [str(_LINK_LOCAL)]} if inside else {}
 
 
 def _pods_of_mesh(shape: Shape, name: str) -> Object:
