@@ -17,7 +17,9 @@ Detach = Annotated[
 ]
 Otlp = Annotated[
     str,
-    typer.Option(metavar="HOST:PORT", help="Send traces and metrics to this receiver of OTLP over gRPC."),
+    typer.Option(
+        metavar="HOST:PORT", help="Send traces and metrics to this receiver of OTLP over gRPC."
+    ),
 ]
 EdgePort = Annotated[
     int | None,

@@ -89,7 +89,7 @@ class UnreadableLineError(Exception):
 
 
 def ended_keys(lines: Iterable[str]) -> dict[KeyId, datetime]:
-    """Returns which keys end when, by the lines of auth's log; lines of other things are passed over.
+    """Returns which keys end when, by the lines of auth's log; other lines are passed over.
 
     Of several ends of one key the earliest counts.
 

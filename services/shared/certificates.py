@@ -18,9 +18,11 @@ class UnusableCertificateError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Life:
-    """How long a certificate is valid, and by which number its authority knows it."""
+    """How long a certificate is valid, whose it is, and by which number its authority knows it."""
 
     serial: str
+    # The URIs that it names its holder by.
+    names: frozenset[str]
     begins: datetime
     ends: datetime
 
@@ -105,6 +107,7 @@ def _issued(issuer: x509.Certificate, certificate: x509.Certificate) -> bool:
 def _life(certificate: x509.Certificate) -> Life:
     return Life(
         f"{certificate.serial_number:x}",
+        _names(certificate),
         certificate.not_valid_before_utc,
         certificate.not_valid_after_utc,
     )
@@ -112,3 +115,11 @@ def _life(certificate: x509.Certificate) -> Life:
 
 def _said(moment: datetime) -> str:
     return moment.strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def _names(certificate: x509.Certificate) -> frozenset[str]:
+    try:
+        found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    except x509.ExtensionNotFound:
+        return frozenset()
+    return frozenset(found.value.get_values_for_type(x509.UniformResourceIdentifier))

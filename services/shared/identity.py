@@ -79,7 +79,7 @@ class WatchedIdentity:
     def _reconsider(self, signature: _Signature) -> None:
         try:
             found = Identity.read(*self._files)
-            life = self._checked(found)
+            life = self._of_us(self._checked(found))
         except (UnusableFileError, UnusableCertificateError) as error:
             self._hesitate(str(error))
             return
@@ -119,6 +119,11 @@ class WatchedIdentity:
             structlog.get_logger().warning(
                 told, file=str(self._files[0]), ends=self.life.ends.isoformat()
             )
+
+    def _of_us(self, life: Life) -> Life:
+        if life.names != self.life.names:
+            raise UnusableCertificateError("the certificate is of another service")
+        return life
 
     def _checked(self, identity: Identity) -> Life:
         return checked_life(identity.certificate, identity.key, identity.authority, self._clock())

@@ -259,3 +259,16 @@ async def test_a_certificate_that_is_issued_by_another_in_its_file_is_used(
     chain.write_bytes(pki["auth"].certificate.read_bytes() + pki["auth"].authority.read_bytes())
     files = Paths(chain, pki["auth"].key, pki["auth"].authority)
     assert WatchedIdentity(watching(files)).current == identity_in(files)
+
+
+def test_the_certificate_of_another_service_is_not_used(pki: Mapping[str, Paths]) -> None:
+    identity = WatchedIdentity(watching(pki["auth"]))
+    before = identity.current
+    with capture_logs() as logs:
+        shutil.copy(pki["edge"].key, pki["auth"].key)
+        shutil.copy(pki["edge"].certificate, pki["auth"].certificate)
+        for _ in range(5):
+            identity.look()
+    assert identity.current is before
+    (line,) = logs
+    assert (line["event"], line["problem"]) == (NO_USE, "the certificate is of another service")
