@@ -1,5 +1,6 @@
 """Real servers, started once; a database of its own for each service of each mesh."""
 
+import gc
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
@@ -47,6 +48,13 @@ def pytest_configure(config: pytest.Config) -> None:
             structlog.processors.JSONRenderer(),
         ]
     )
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Lets the collector of cycles look as seldom as in the services, and not at the tests."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, *gc.get_threshold()[1:])
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -2,6 +2,7 @@
 
 import sys
 
+import services.shared.quiet_collector  # noqa: F401 before all that takes long to import
 from services.auth.server import compose
 from services.auth.settings import Settings
 from services.shared.runtime import main

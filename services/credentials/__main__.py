@@ -2,6 +2,7 @@
 
 import sys
 
+import services.shared.quiet_collector  # noqa: F401 before all that takes long to import
 from services.credentials.server import compose
 from services.credentials.settings import Settings
 from services.shared.runtime import main

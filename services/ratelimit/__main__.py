@@ -1,5 +1,6 @@
 import sys
 
+import services.shared.quiet_collector  # noqa: F401 before all that takes long to import
 from services.ratelimit.server import compose
 from services.ratelimit.settings import Settings
 from services.shared.runtime import main

@@ -49,7 +49,7 @@ class Valkey:
 
     async def ask(self, **settings: Any) -> None:
         """Returns when Valkey has answered."""
-        own = {
+        own: dict[str, Any] = {
             "valkey_host": self._server.host,
             "valkey_port": self._port,
             "valkey_user": "ratelimit",

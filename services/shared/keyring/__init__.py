@@ -9,7 +9,6 @@ from services.shared.keyring.file import FileSource
 from services.shared.keyring.held import HeldKeys, Source
 from services.shared.keyring.mounted import MountedSource
 from services.shared.keyring.settings import KeyringSettings
-from services.shared.keyring.transit import open_transit
 
 
 @asynccontextmanager
@@ -28,6 +27,9 @@ async def open_keyring(settings: KeyringSettings) -> AsyncIterator[KeyEncryption
         case "mounted":
             yield await _held(MountedSource(settings.keyring_folder))
         case "transit":
+            # Its client takes long to import, and most have their keys in files.
+            from services.shared.keyring.transit import open_transit  # noqa: PLC0415
+
             async with open_transit(settings) as keys:
                 yield keys
         case unknown:
