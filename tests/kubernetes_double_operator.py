@@ -16,6 +16,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from services.provisioner.domain import DatabaseAddress
 from services.provisioner.drivers import postgres_process
@@ -203,9 +204,18 @@ class OperatorDouble:
             await postgres_process.clone(template, directory)
             return True
         external = found["spec"]["externalClusters"][0]
+        if not self._believes(key.namespace, external):
+            return False
         password = self._secret(key.namespace, external["password"]["name"])
         copied = await self._copied(external["connectionParameters"], password, directory)
         return copied and key in self._store.objects
+
+    def _believes(self, namespace: str, external: Mapping[str, Any]) -> bool:
+        """Whether the source's certificate is what it is to be; this `pg_basebackup` has no TLS."""
+        source, root = external["connectionParameters"], external["sslRootCert"]
+        trusted = self._secret(namespace, root["name"], root["key"])
+        presented = self._authority.pem.decode()
+        return (source["sslmode"], trusted) == ("verify-full", presented)
 
     async def _copied(self, source: Mapping[str, str], password: str, directory: Path) -> bool:
         """Whether `pg_basebackup` has copied it; as a job does, it begins anew when it fails."""

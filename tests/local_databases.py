@@ -5,6 +5,7 @@ import asyncpg
 from services.provisioner.domain import DatabaseAddress
 from services.provisioner.drivers.protocol import Login, WantedDatabase
 from services.shared.ids import DeploymentId
+from services.shared.server_trust import trusting
 
 QUOTA_BYTES = 1 << 30
 
@@ -30,6 +31,6 @@ async def open_session(
         user=login.user,
         password=login.password,
         database=database,
-        ssl=False,
+        ssl=trusting(address.authority) if address.authority else False,
         statement_cache_size=0,
     )

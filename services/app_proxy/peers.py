@@ -73,7 +73,14 @@ class ProvisionedDatabases:
             answer = await self._stub.GetDatabaseConnection(
                 request, metadata=(("authorization", f"Bearer {key}"),)
             )
-        return Address(answer.host, answer.port, answer.database, answer.user, answer.password)
+        return Address(
+            host=answer.host,
+            port=answer.port,
+            database=answer.database,
+            user=answer.user,
+            password=answer.password,
+            authority=answer.server_authority,
+        )
 
 
 class GrantAuthorizations:

@@ -331,6 +331,8 @@ class DatabaseAddress:
 
     host: str
     port: int
+    # Of its certificate for `host`, as PEM; empty: it has none, and is on this machine.
+    authority: str = ""
 
 
 @dataclass(frozen=True, slots=True)

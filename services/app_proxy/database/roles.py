@@ -20,3 +20,5 @@ class Address:
     database: str
     user: str
     password: str = field(repr=False)
+    # Of the server's certificate, as PEM; empty: it has none, and is on this machine.
+    authority: str = ""

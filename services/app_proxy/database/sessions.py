@@ -13,6 +13,7 @@ from services.app_proxy.database.codecs import install_codecs
 from services.app_proxy.database.driver import ByteGuard, GuardedConnection
 from services.app_proxy.database.failures import LOST, ConnectionLostError, refused
 from services.app_proxy.database.roles import Address, Role
+from services.shared.server_trust import trusting
 
 Connection: TypeAlias = "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
 Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
@@ -90,6 +91,7 @@ async def open_pool(address: Address, role: Role, limits: PoolLimits) -> Pool:
         database=address.database,
         user=address.user,
         password=address.password,
+        ssl=trusting(address.authority) if address.authority else False,
         min_size=0,
         max_size=limits.size,
         max_inactive_connection_lifetime=limits.idle_seconds,

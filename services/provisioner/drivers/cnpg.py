@@ -66,13 +66,13 @@ class CnpgDriver:
             await self._logins.prepare(deployment, _told(found), fully)
             await self._clusters.open(deployment)
             await self._clusters.annotate(deployment, {objects.PREPARED: fully.text})
-        return self._logins.address(deployment)
+            return await self._logins.address(deployment)
 
     async def exists(self, deployment: DeploymentId) -> DatabaseAddress | None:
         """Returns where the database is when nothing is missing; see the protocol."""
         with _driver_errors("the cluster does not say whether the database is there"):
             running = await self._running(deployment)
-        return self._logins.address(deployment) if running is not None else None
+            return await self._logins.address(deployment) if running is not None else None
 
     async def sleep(self, deployment: DeploymentId) -> None:
         """Hibernates the Cluster; see the protocol."""

@@ -142,7 +142,8 @@ class CnpgCopies:
         shape, secret = self._clusters.shape, self._logins.secret
         user, password = cnpg_server.copier(target), secret.password(target, objects.COPIERS)
         address = in_cluster(namespace_name(source))
-        copying = objects.secret(shape, target, objects.COPIER_SECRET, user, password)
+        authority = (await self._logins.address(source)).authority
+        copying = objects.secret(shape, target, objects.COPIER_SECRET, user, password, authority)
         before = told(objects.annotations(found).get(objects.PREPARED, ""))
         await self._clusters.make(
             target,

@@ -4,7 +4,7 @@ import asyncio
 import base64
 import ssl
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import monotonic
 
 import asyncpg
@@ -20,12 +20,13 @@ from services.provisioner.drivers.superuser import Prepared, Superuser
 from services.provisioner.drivers.verifiers import verifier_of, verifiers
 from services.provisioner.master_secret import MasterSecret
 from services.shared.ids import DeploymentId
+from services.shared.server_trust import trusting
 
 # After CloudNativePG has said that it is ready; its Service may learn it a moment later.
 _REACH_SECONDS = 20.0
 _POLL_SECONDS = 0.1
 # CloudNativePG replaces its authorities from time to time.
-_TRUST_SECONDS = 300.0
+_TRUST_SECONDS = 60.0
 _CONNECT_SECONDS = 5.0
 _NOT_YET = (OSError, TimeoutError, asyncpg.CannotConnectNowError, asyncpg.InterfaceError)
 # Also from a server that has not taken its new rules yet, or the superuser's new password.
@@ -42,8 +43,9 @@ def in_cluster(namespace: str) -> DatabaseAddress:
 
 @dataclass(frozen=True, slots=True)
 class _Trust:
-    """What trusts one server, and when that is to be read again."""
+    """What one server's certificate is signed by, and when that is to be read again."""
 
+    authority: str
     context: ssl.SSLContext
     until: float
 
@@ -61,9 +63,14 @@ class Logins:
         # What each server's certificate is signed by.
         self._authorities: dict[DeploymentId, _Trust] = {}
 
-    def address(self, deployment: DeploymentId) -> DatabaseAddress:
-        """Returns where the deployment's server is."""
-        return self._where(namespace_name(deployment))
+    async def address(self, deployment: DeploymentId) -> DatabaseAddress:
+        """Returns where the deployment's server is, and by whose certificates it proves that.
+
+        Raises:
+            ServerError: it has none yet.
+        """
+        trust = await self._trust(deployment)
+        return replace(self._at(deployment), authority=trust.authority if trust else "")
 
     def secrets(self, deployment: DeploymentId) -> list[Object]:
         """Returns the Secrets that the Cluster needs.
@@ -84,8 +91,9 @@ class Logins:
     async def superuser(self, deployment: DeploymentId, *passwords: str) -> Superuser:
         """Returns the superuser of the deployment's server, with further passwords to try."""
         own = self.secret.password(deployment, SUPERUSER)
-        tls = await self._tls(deployment)
-        return Superuser(self.address(deployment), own, *passwords, tls=tls)
+        trust = await self._trust(deployment)
+        tls = trust.context if trust else None
+        return Superuser(self._at(deployment), own, *passwords, tls=tls)
 
     async def reachable(self, deployment: DeploymentId, *passwords: str) -> Superuser:
         """Returns the superuser once it was let in.
@@ -127,7 +135,7 @@ class Logins:
 
     async def _guard_let_in(self, deployment: DeploymentId) -> None:
         """Returns when the rules by which tenants come in are in force."""
-        address, tls = self.address(deployment), await self._tls(deployment)
+        address, trust = self._at(deployment), await self._trust(deployment)
         end = monotonic() + _REACH_SECONDS
         while True:
             try:
@@ -137,7 +145,7 @@ class Logins:
                     user=GUARD,
                     database=MAINTENANCE,
                     password=self.secret.password(deployment, GUARD),
-                    ssl=tls or False,
+                    ssl=trust.context if trust else False,
                     timeout=_CONNECT_SECONDS,
                 )
             except _NOT_LET_IN as error:
@@ -148,7 +156,10 @@ class Logins:
                 session.terminate()
                 return
 
-    async def _tls(self, deployment: DeploymentId) -> ssl.SSLContext | None:
+    def _at(self, deployment: DeploymentId) -> DatabaseAddress:
+        return self._where(namespace_name(deployment))
+
+    async def _trust(self, deployment: DeploymentId) -> _Trust | None:
         if not self._shape.encrypted:
             return None
         trust = self._authorities.get(deployment)
@@ -157,16 +168,7 @@ class Logins:
             found = await self._api.get(SECRET, objects.AUTHORITY_SECRET, where)
             if found is None:
                 raise ServerError("the server has no certificate yet")
-            trust = _Trust(_trusting(found), monotonic() + _TRUST_SECONDS)
+            pem = base64.b64decode(found["data"]["ca.crt"]).decode("ascii")
+            trust = _Trust(pem, trusting(pem), monotonic() + _TRUST_SECONDS)
             self._authorities[deployment] = trust
-        return trust.context
-
-
-def _trusting(authority: Object) -> ssl.SSLContext:
-    """Returns what trusts a certificate of that authority, for that server's name, and no other."""
-    pem = base64.b64decode(authority["data"]["ca.crt"]).decode("ascii")
-    # No default context: with nothing in the secret it would believe the system's authorities. Nor
-    # is it strict: the authority is made by CloudNativePG, and lacks extensions.
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.load_verify_locations(cadata=pem)
-    return context
+        return trust

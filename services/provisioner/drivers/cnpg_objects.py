@@ -23,6 +23,8 @@ HOST = f"{NAME}-rw"
 SUPERUSER_SECRET = f"{NAME}-superuser"
 AUTHORITY_SECRET = f"{NAME}-ca"
 COPIER_SECRET = "copier"  # noqa: S105 a name
+# Of a Secret: the certificates of an authority, as CloudNativePG's own have it.
+AUTHORITY_KEY = "ca.crt"
 # Who may copy a database over the replication protocol: each for one copy, and as long as it lasts.
 COPIERS = "copiers"
 PART_OF = "bulkhead-deployment"
@@ -109,9 +111,18 @@ def namespace(shape: Shape, deployment: DeploymentId) -> Object:
     return {**wanted, "metadata": {**meta, "labels": {**meta["labels"], **level}}}
 
 
-def secret(shape: Shape, deployment: DeploymentId, name: str, user: str, password: str) -> Object:
-    """Returns a Secret that says who comes in by which password."""
+def secret(
+    shape: Shape,
+    deployment: DeploymentId,
+    name: str,
+    user: str,
+    password: str,
+    authority: str = "",
+) -> Object:
+    """Returns a Secret that says who comes in by which password, and whom to tell it."""
     pairs = {"username": user, "password": password}
+    if authority:
+        pairs[AUTHORITY_KEY] = authority
     content = {
         "type": "kubernetes.io/basic-auth",
         "data": {key: base64.b64encode(value.encode()).decode() for key, value in pairs.items()},
@@ -174,13 +185,15 @@ def copied_from(host: str, port: int, user: str, *, encrypted: bool) -> dict[str
     The database and the owner are named, for CloudNativePG would else give `app` to a role of its
     own making.
     """
-    mode = "require" if encrypted else "disable"
+    mode = "verify-full" if encrypted else "disable"
     parameters = {"host": host, "port": str(port), "user": user, "sslmode": mode}
     external = {
         "name": "source",
         "connectionParameters": {**parameters, "dbname": local_database.MAINTENANCE},
         "password": {"name": COPIER_SECRET, "key": "password"},
     }
+    if encrypted:
+        external["sslRootCert"] = {"name": COPIER_SECRET, "key": AUTHORITY_KEY}
     copy = {"source": "source", "database": _UNUSED, "owner": _UNUSED}
     return {"bootstrap": {"pg_basebackup": copy}, "externalClusters": [external]}
 

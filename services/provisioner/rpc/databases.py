@@ -42,6 +42,7 @@ class DatabasesRpc(Part):
             user=found.user,
             password=found.password,
             uri=found.uri,
+            server_authority=found.address.authority,
         )
 
     async def WakeDatabase(

@@ -746,6 +746,7 @@ class GetDatabaseConnectionResponse(_message.Message):
     USER_FIELD_NUMBER: _builtins.int
     PASSWORD_FIELD_NUMBER: _builtins.int
     URI_FIELD_NUMBER: _builtins.int
+    SERVER_AUTHORITY_FIELD_NUMBER: _builtins.int
     host: _builtins.str
     port: _builtins.int
     database: _builtins.str
@@ -753,6 +754,10 @@ class GetDatabaseConnectionResponse(_message.Message):
     password: _builtins.str
     uri: _builtins.str
     """The same as a `postgresql://` URI."""
+    server_authority: _builtins.str
+    """Within the mesh: the authority, as PEM, of which the server's certificate for `host` has to be.
+    Empty: the server is on this machine and has none; nothing is sent to it by TLS.
+    """
     def __init__(
         self,
         *,
@@ -762,10 +767,11 @@ class GetDatabaseConnectionResponse(_message.Message):
         user: _builtins.str = ...,
         password: _builtins.str = ...,
         uri: _builtins.str = ...,
+        server_authority: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["database", b"database", "host", b"host", "password", b"password", "port", b"port", "uri", b"uri", "user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["database", b"database", "host", b"host", "password", b"password", "port", b"port", "server_authority", b"server_authority", "uri", b"uri", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
