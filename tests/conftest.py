@@ -39,6 +39,8 @@ def pytest_configure(config: pytest.Config) -> None:
     number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % _SHARES
     first = 10_000 + number * _PORTS
     os.environ[RANGE_VARIABLE] = f"{first}-{first + _PORTS - 1}"
+    # A third of the time of collecting goes into looking for cycles in what stays.
+    gc.disable()
     # What structlog prints for people by default is a good part of the work of a mesh in here.
     structlog.configure(
         processors=[
@@ -55,6 +57,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, *gc.get_threshold()[1:])
+    gc.enable()
 
 
 @pytest.hookimpl(optionalhook=True)
