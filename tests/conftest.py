@@ -26,6 +26,7 @@ from tests.providers import AT_DOOR, OWN_REDIRECT, catalogue_settings
 from tests.readable_valkey import readable_valkey
 from tests.s3 import Storage
 from tests.scheduling import OneStackScheduling, rank
+from tests.warm_commands import ADDRESS_VARIABLE, warm_commands
 
 _SHARES, _PORTS = 4, 2_500
 
@@ -76,6 +77,15 @@ def logs_without_secrets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
     """Looks through every log that is left when all servers have ended."""
     yield
     assert leaking_logs(tmp_path_factory.getbasetemp()) == []
+
+
+@pytest.fixture(scope="session")
+async def commands() -> AsyncIterator[None]:
+    """Lets every command of `bulkhead` that a test runs begin at once."""
+    with pytest.MonkeyPatch.context() as patched:
+        async with warm_commands() as warm:
+            patched.setenv(ADDRESS_VARIABLE, str(warm.address))
+            yield
 
 
 @pytest.fixture(scope="session")

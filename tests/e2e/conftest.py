@@ -14,6 +14,11 @@ from tests.e2e.witness import Exports, exports
 from tests.provider_double import ProviderDouble, running_provider
 
 
+@pytest.fixture(scope="session", autouse=True)
+def commands_begin_at_once(commands: None) -> None:
+    """Lets `run` of `tests/e2e/outside.py` begin at once."""
+
+
 @pytest.fixture(scope="session")
 def edge_port() -> int:
     """Where the front door listens: providers lead people back to it."""

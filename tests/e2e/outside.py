@@ -15,6 +15,7 @@ from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 
 from deploy.local.ports import RANGE_VARIABLE
+from tests.warm_commands import WarmCommands
 
 BULKHEAD = Path(sys.executable).parent / "bulkhead"
 
@@ -38,21 +39,29 @@ async def run(
     *arguments: str, key: str | None = None, api: str | None = None, given: str | None = None
 ) -> Ran:
     """Runs `bulkhead` as a user would; it reads `given` from its standard input."""
-    environment = {
-        name: os.environ[name] for name in ("PATH", "HOME", RANGE_VARIABLE) if name in os.environ
-    }
-    environment |= {"BULKHEAD_KEY": key} if key else {}
-    environment |= {"BULKHEAD_API": api} if api else {}
+    ended = await WarmCommands.found().run(arguments, _environment(key, api), given)
+    return Ran(ended.code, ended.out, ended.err)
+
+
+async def run_anew(*arguments: str, key: str | None = None, api: str | None = None) -> Ran:
+    """Runs `bulkhead` from its file, as a shell does."""
     process = await asyncio.create_subprocess_exec(
         str(BULKHEAD),
         *arguments,
-        env=environment,
-        stdin=asyncio.subprocess.DEVNULL if given is None else asyncio.subprocess.PIPE,
+        env=_environment(key, api),
+        stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    out, err = await asyncio.wait_for(process.communicate(given.encode() if given else None), 120)
+    out, err = await asyncio.wait_for(process.communicate(), 120)
     return Ran(process.returncode or 0, out.decode(), err.decode())
+
+
+def _environment(key: str | None, api: str | None) -> dict[str, str]:
+    """Returns what a user's shell has, and nothing of the tests."""
+    own = {"BULKHEAD_KEY": key, "BULKHEAD_API": api}
+    of_shell = {name: os.environ.get(name) for name in ("PATH", "HOME", RANGE_VARIABLE)}
+    return {name: value for name, value in (of_shell | own).items() if value}
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,12 +154,12 @@ class Stack:
 @asynccontextmanager
 async def running_stack(state: Path, *options: str) -> AsyncIterator[Stack]:
     """Yields a stack in `state`, started and ended by the command line."""
-    started = await run("up", "--detach", "--json", "--state", str(state), *options)
+    started = await run_anew("up", "--detach", "--json", "--state", str(state), *options)
     try:
         printed = started.json
         yield Stack(state, printed["api"], printed["edge"], Path(printed["operator_key_file"]))
     finally:
-        await run("down", "--purge", "--state", str(state))
+        await run_anew("down", "--purge", "--state", str(state))
 
 
 class _Loopback(httpx2.AsyncHTTPTransport):

@@ -10,7 +10,7 @@ from bulkhead.auth.v1.auth_service_pb2_grpc import AuthServiceStub
 
 from services.shared.keyformat import new_key
 from services.shared.principal import KeyKind
-from tests.e2e.outside import Stack, http_client, problem, texts
+from tests.e2e.outside import Stack, http_client, problem, run_anew, texts
 from tests.mesh import bearer
 
 
@@ -164,11 +164,12 @@ async def test_a_deleted_deployment_is_gone_from_the_door_and_from_the_machine(
 
 async def test_the_command_line_refuses_with_a_reason_and_its_own_exit_codes(stack: Stack) -> None:
     tenant = await stack.tenant()
-    unknown = await tenant.run("deployment", "get", "dep_" + "0" * 26)
+    api, key = stack.api, tenant.key
+    unknown = await run_anew("deployment", "get", "dep_" + "0" * 26, key=key, api=api)
     assert (unknown.code, "RESOURCE_NOT_FOUND" in unknown.err) == (1, True)
     empty = await tenant.run("deployment", "create", "", "--database")
     assert (empty.code, "name" in empty.err) == (1, True)
-    assert (await tenant.run("deployment", "create")).code == 2
+    assert (await run_anew("deployment", "create", key=key, api=api)).code == 2
     assert (await tenant.run("tenant", "create", "x", "--plan", "gold")).code == 2
 
 

@@ -19,10 +19,12 @@ import pytest
 from deploy.local.layout import Layout
 from deploy.local.ports import LOOPBACK, free_ports
 from deploy.local.waiting import until
+from tests.warm_commands import WarmCommands
 
+pytestmark = pytest.mark.usefixtures("commands")
 SECONDS = 60.0
-# Between two commands that look how it goes: each is a process, and takes from what it waits for.
-LOOK_SECONDS = 0.5
+# Between two commands that look how it goes: each takes from what it waits for.
+LOOK_SECONDS = 0.3
 PROCESSES = [
     "postgres",
     "valkey",
@@ -51,11 +53,16 @@ class Done:
 
 
 async def bulkhead(*arguments: str, **environment: str) -> Done:
+    ended = await WarmCommands.found().run(arguments, {**os.environ, **environment}, None)
+    return Done(ended.code, ended.out, ended.err)
+
+
+async def anew(*arguments: str) -> Done:
+    """Runs a command whose interpreter begins with it, as at a shell."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "cli", *arguments),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, **environment},
     )
     out, err = await process.communicate()
     assert process.returncode is not None
@@ -82,15 +89,15 @@ class Stack:
 @asynccontextmanager
 async def started(state: Path, *arguments: str) -> AsyncIterator[Stack]:
     try:
-        up = await bulkhead("up", "--detach", "--json", "--state", str(state), *arguments)
+        up = await anew("up", "--detach", "--json", "--state", str(state), *arguments)
         yield Stack(state, up.document)
     finally:
-        done = await bulkhead("down", "--purge", "--state", str(state))
+        done = await anew("down", "--purge", "--state", str(state))
         assert done.code == 0, done.err
 
 
 @pytest.fixture(scope="module")
-async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
+async def stack(commands: None, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
     state = tmp_path_factory.mktemp("whole") / "state"
     async with started(state, "--set", "ratelimit.BURST_FREE=3") as running:
         yield running
