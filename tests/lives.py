@@ -20,6 +20,7 @@ from tests.certificates import verified
 from tests.conftest import StartMesh
 from tests.mesh import PATIENCE_SECONDS, Customer, Mesh, bearer, fresh_id
 from tests.provisioner_kills import (
+    PAUSE_SECONDS,
     Kills,
     boundaries_of,
     insisted,
@@ -183,7 +184,7 @@ async def died_everywhere(kills: Kills, kind: OperationKind) -> None:
     """Returns when a process has died at the last boundary too: the operation may end before."""
     async with asyncio.timeout(PATIENCE_SECONDS):
         while len(kills.died()) < len(boundaries_of(kind)):
-            await asyncio.sleep(0.03)
+            await asyncio.sleep(PAUSE_SECONDS)
     assert kills.died() == boundaries_of(kind)
 
 

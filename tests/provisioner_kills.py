@@ -30,7 +30,7 @@ HELD: Final = "held"
 TWICE: Final = "twice"
 # For twenty deaths in a row on a machine with much else to do.
 PATIENCE_SECONDS: Final = 240.0
-_PAUSE_SECONDS: Final = 0.03
+PAUSE_SECONDS: Final = 0.1
 
 # The plan of each kind, and the step that it begins with; what is made of nothing has no steps
 # but its own.
@@ -145,7 +145,7 @@ async def _accepting(settings: Settings) -> None:
             try:
                 _, writer = await asyncio.open_connection(host, int(port))
             except OSError:
-                await asyncio.sleep(_PAUSE_SECONDS)
+                await asyncio.sleep(PAUSE_SECONDS)
             else:
                 writer.close()
                 return
@@ -165,11 +165,11 @@ async def insisted(call: Callable[[], Awaitable[Answer]]) -> Answer:
             except grpc.aio.AioRpcError as error:
                 if error.code() is not grpc.StatusCode.UNAVAILABLE:
                     raise
-            await asyncio.sleep(_PAUSE_SECONDS)
+            await asyncio.sleep(PAUSE_SECONDS)
 
 
 async def until(met: Callable[[], Awaitable[bool]]) -> None:
     """Returns when it is so, nobody there to answer meanwhile or not."""
     async with asyncio.timeout(PATIENCE_SECONDS):
         while not await insisted(met):
-            await asyncio.sleep(_PAUSE_SECONDS)
+            await asyncio.sleep(PAUSE_SECONDS)

@@ -6,12 +6,15 @@ and where it died stand in files of the folder, see `provisioner_kills`.
 """
 
 import fcntl
+import gc
 import os
 import signal
 import sys
 from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
+
+import httpcore  # noqa: F401 or else each child imports it anew, for its first request
 
 from services.provisioner.domain import OperationKind, Step
 from services.provisioner.server import compose
@@ -66,6 +69,8 @@ def serve_until_told_to_end(folder: Path) -> int:
             os.kill(child, signal.SIGTERM)
 
     signal.signal(signal.SIGTERM, end)
+    # Or else each child copies all that is imported when it looks for what to collect.
+    gc.freeze()
     while True:
         # Nothing here has threads, and all that is to be imported is: a new one serves at once.
         child = os.fork()

@@ -20,6 +20,9 @@ from tests.provisioner_kills import (
     insisted,
 )
 
+# Far less than from one death to the next; without any, they are most of what a machine does.
+_PAUSE_SECONDS = 0.02
+
 
 async def opens(way_in: pb2.GetDatabaseConnectionResponse) -> bool:
     """Whether the password opens the database; the listener dies with the provisioner."""
@@ -57,6 +60,7 @@ class Steady:
     async def ask_on(self) -> None:
         while True:
             await self.ask()
+            await asyncio.sleep(_PAUSE_SECONDS)
 
     async def change(self) -> None:
         """Takes the passwords of now."""
