@@ -5,14 +5,14 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import structlog
-from opentelemetry import context, metrics, trace
+from opentelemetry import context, trace
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.app_proxy.door import Guest
 from services.app_proxy.mcp_endpoint import GUEST
 from services.app_proxy.mcp_tracing import TRACE
-from services.shared.recording import CALL_BUCKETS, Labels, Recording, fail, incoming
+from services.shared.recording import CALL_BUCKETS, Durations, Labels, Recording, fail, incoming
 
 # The headers of W3C Trace Context; what else a request carries is none of a trace's.
 _CARRIED: Final = ("traceparent", "tracestate")
@@ -73,16 +73,17 @@ class Observed:
         return span, parent if span is None else trace.set_span_in_context(span, parent)
 
 
-def _durations(recording: Recording) -> metrics.Histogram | None:
+def _durations(recording: Recording) -> Durations | None:
     meter = recording.meter()
     if meter is None:
         return None
-    return meter.create_histogram(
+    histogram = meter.create_histogram(
         "http.server.request.duration",
         "s",
         "Time to answer requests of deployments' hosts.",
         explicit_bucket_boundaries_advisory=CALL_BUCKETS,
     )
+    return recording.durations(histogram)
 
 
 def _carrier(scope: Scope) -> Mapping[str, str]:

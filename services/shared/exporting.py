@@ -10,13 +10,13 @@ from uuid import uuid4
 from opentelemetry import metrics, trace
 from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-from opentelemetry.sdk.metrics import AlwaysOffExemplarFilter, MeterProvider
 from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanLimits, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 
+from services.shared.metering import Meters
 from services.shared.prometheus import serving_metrics
 from services.shared.settings import TelemetrySettings
 
@@ -47,12 +47,7 @@ def exporting(service: str, settings: TelemetrySettings) -> Iterator[None]:
             tracers = tracers_to(settings.otlp_endpoint, settings.otlp_sampling, resource)
             trace.set_tracer_provider(tracers)
             stack.callback(_within, _FAREWELL_SECONDS, tracers.shutdown)
-        meters = MeterProvider(
-            readers,
-            resource,
-            exemplar_filter=AlwaysOffExemplarFilter(),
-            shutdown_on_exit=False,
-        )
+        meters = Meters(readers, resource)
         metrics.set_meter_provider(meters)
         stack.callback(_within, _FAREWELL_SECONDS, meters.shutdown)
         yield

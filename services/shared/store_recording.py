@@ -4,10 +4,11 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-from opentelemetry import metrics, trace
+from opentelemetry import trace
 
 from services.shared.recording import (
     STORE_BUCKETS,
+    Durations,
     Labels,
     Recording,
     fail,
@@ -134,16 +135,17 @@ def observe_pool(
     )
 
 
-def _histogram(recording: Recording) -> metrics.Histogram | None:
+def _histogram(recording: Recording) -> Durations | None:
     meter = recording.meter()
     if meter is None:
         return None
-    return meter.create_histogram(
+    histogram = meter.create_histogram(
         "db.client.operation.duration",
         "s",
         "Time until stores answered.",
         explicit_bucket_boundaries_advisory=STORE_BUCKETS,
     )
+    return recording.durations(histogram)
 
 
 def _first_word(query: str) -> str:

@@ -13,7 +13,6 @@ from bulkhead.common.v1.access_pb2 import Access
 from google.rpc import status_pb2
 from grpc_status import rpc_status
 from opentelemetry.context import attach, detach
-from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -29,6 +28,7 @@ from services.shared.interceptors.client import client_interceptors
 from services.shared.interceptors.errors import errors
 from services.shared.interceptors.load import LoadLimit
 from services.shared.interceptors.telemetry import Telemetry
+from services.shared.metering import Meters
 from services.shared.recording import SCOPE, UNRECORDED, Recording, incoming, outgoing
 
 SERVICE = "bulkhead.test.v1.TestService"
@@ -49,7 +49,7 @@ class Recorded:
     def __post_init__(self) -> None:
         tracers = TracerProvider(ParentBased(TraceIdRatioBased(self.ratio)))
         tracers.add_span_processor(SimpleSpanProcessor(self.spans))
-        self.recording = Recording(tracers, MeterProvider([self.reader]))
+        self.recording = Recording(tracers, Meters([self.reader]))
 
     async def of(self, kind: SpanKind) -> ReadableSpan:
         """Returns the one span of a kind, once it has ended."""

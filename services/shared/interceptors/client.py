@@ -115,12 +115,13 @@ class _Figures:
         self._service = service
         self._under_way: Counter[str] = Counter()
         self._labels: dict[tuple[str, grpc.StatusCode], Labels] = {}
-        self._duration = meter.create_histogram(
+        histogram = meter.create_histogram(
             "rpc.client.call.duration",
             "s",
             "Time until calls to other services were answered.",
             explicit_bucket_boundaries_advisory=CALL_BUCKETS,
         )
+        self._duration = recording.durations(histogram)
         meter.create_observable_up_down_counter(
             "bulkhead.rpc.client.active_calls",
             observing(self._read),

@@ -6,10 +6,10 @@ from typing import Any, Final
 
 import grpc
 import structlog
-from opentelemetry import context, metrics, trace
+from opentelemetry import context, trace
 
 from services.shared.interceptors.call import Call, Entered
-from services.shared.recording import CALL_BUCKETS, Labels, Recording, fail, incoming
+from services.shared.recording import CALL_BUCKETS, Durations, Labels, Recording, fail, incoming
 
 # Codes that say that the server, not the caller, is at fault.
 _FAULTS: Final = frozenset(
@@ -115,13 +115,14 @@ def _describe(span: trace.Span, call: Call) -> None:
         span.set_attribute("error.type", call.reason or call.code.name)
 
 
-def _durations(recording: Recording) -> metrics.Histogram | None:
+def _durations(recording: Recording) -> Durations | None:
     meter = recording.meter()
     if meter is None:
         return None
-    return meter.create_histogram(
+    histogram = meter.create_histogram(
         "rpc.server.call.duration",
         "s",
         "Time to answer calls.",
         explicit_bucket_boundaries_advisory=CALL_BUCKETS,
     )
+    return recording.durations(histogram)
