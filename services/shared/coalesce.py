@@ -6,7 +6,8 @@ from contextvars import Context
 from typing import Generic, TypeVar
 
 from opentelemetry import context as otel_context
-from opentelemetry import trace
+
+from services.shared.passing import is_kept
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -53,7 +54,7 @@ class Coalescer(Generic[Item, Result]):
 
     def _lend(self, own: otel_context.Context) -> None:
         """Gives the batch the trace of its first caller, or of the first whose trace is kept."""
-        if not self._items or (own and _is_kept(own) and not _is_kept(self._trace)):
+        if not self._items or (own and is_kept(own) and not is_kept(self._trace)):
             self._trace = own
 
     def _depart(self) -> None:
@@ -101,7 +102,3 @@ class Coalescer(Generic[Item, Result]):
                     future.set_exception(error)
             if not isinstance(error, Exception):
                 raise
-
-
-def _is_kept(trace_context: otel_context.Context) -> bool:
-    return trace.get_current_span(trace_context).get_span_context().trace_flags.sampled

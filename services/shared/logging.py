@@ -6,7 +6,8 @@ from collections.abc import MutableMapping
 from typing import Any
 
 import structlog
-from opentelemetry import trace
+
+from services.shared.passing import trace_id
 
 
 def configure_logging(service: str, level: str) -> None:
@@ -45,7 +46,6 @@ def configure_logging(service: str, level: str) -> None:
 def _trace_id(
     _logger: Any, _method: str, event: MutableMapping[str, Any]
 ) -> MutableMapping[str, Any]:
-    context = trace.get_current_span().get_span_context()
-    if context.is_valid:
-        event["trace_id"] = trace.format_trace_id(context.trace_id)
+    if current := trace_id():
+        event["trace_id"] = current
     return event

@@ -15,6 +15,7 @@ from opentelemetry.metrics import CallbackOptions, Observation
 from opentelemetry.trace import SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from services.shared.passing import TRACE_PARENT, Passed, is_kept, passed
 from services.shared.settings import TelemetrySettings
 
 SCOPE: Final = "bulkhead"
@@ -94,7 +95,7 @@ class Tracer:
         self, name: str, context: Context | None, attributes: Labels | None = None
     ) -> trace.Span | None:
         """Returns a span for what enters this process; None when its trace is not sampled."""
-        if context is not None and not _parent(context).trace_flags.sampled:
+        if context is not None and not is_kept(context):
             return None
         return self._tracer.start_span(
             name, context or Context(), SpanKind.SERVER, attributes=attributes
@@ -126,14 +127,19 @@ def fail(span: trace.Span, reason: str) -> None:
 
 def incoming(carrier: Mapping[str, str]) -> Context | None:
     """Returns the context of the trace that `carrier` is part of; None without one."""
-    if "traceparent" not in carrier:
+    if TRACE_PARENT not in carrier:
         return None
+    context = passed(carrier)
+    if context is not None:
+        return context
     context = _W3C.extract(carrier)
-    return context if _parent(context).is_valid else None
+    return context if trace.get_current_span(context).get_span_context().is_valid else None
 
 
 def outgoing(span: trace.Span | None = None) -> dict[str, str]:
     """Returns what makes a call part of the trace: below `span`, or below the current one."""
+    if span is None and isinstance(current := trace.get_current_span(), Passed):
+        return {TRACE_PARENT: current.trace_parent}
     carrier: dict[str, str] = {}
     _W3C.inject(carrier, None if span is None else trace.set_span_in_context(span))
     return carrier
@@ -146,7 +152,3 @@ def observing(read: Read) -> "list[Callable[[CallbackOptions], Iterable[Observat
         return [Observation(value, labels) for value, labels in read()]
 
     return [observed]
-
-
-def _parent(context: Context) -> trace.SpanContext:
-    return trace.get_current_span(context).get_span_context()

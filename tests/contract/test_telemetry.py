@@ -12,6 +12,7 @@ import pytest
 from bulkhead.common.v1.access_pb2 import Access
 from google.rpc import status_pb2
 from grpc_status import rpc_status
+from opentelemetry import trace
 from opentelemetry.context import attach, detach
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -29,6 +30,8 @@ from services.shared.interceptors.errors import errors
 from services.shared.interceptors.load import LoadLimit
 from services.shared.interceptors.telemetry import Telemetry
 from services.shared.metering import Meters
+from services.shared.passing import is_kept
+from services.shared.passing import trace_id as current_trace_id
 from services.shared.recording import SCOPE, UNRECORDED, Recording, incoming, outgoing
 
 SERVICE = "bulkhead.test.v1.TestService"
@@ -251,16 +254,46 @@ async def test_a_batch_is_part_of_the_first_trace_that_is_kept() -> None:
         ({}, False),
         ({"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}, True),
         ({"traceparent": "00-" + "0" * 32 + "-" + "0" * 16 + "-01"}, False),
+        ({"traceparent": "00-" + "0" * 32 + "-b7ad6b7169203331-00"}, False),
+        ({"traceparent": "00-0af7651916cd43dd8448eb211c80319c-" + "0" * 16 + "-00"}, False),
+        ({"traceparent": "01-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00-x"}, True),
         ({"traceparent": "of no use"}, False),
         ({"baggage": "user=mallory"}, False),
     ],
-    ids=["nothing", "a trace", "zeros", "no trace", "baggage"],
+    ids=[
+        *("nothing", "a trace", "zeros", "no trace id", "no span id", "of later days"),
+        *("no trace", "baggage"),
+    ],
 )
 def test_a_trace_is_taken_from_what_w3c_says_alone(carrier: dict[str, str], usable: bool) -> None:
     assert (incoming(carrier) is not None) == usable
+
+
+@pytest.mark.parametrize("flags", ["00", "01"])
+@pytest.mark.parametrize("state", ["", "vendor=1"], ids=["alone", "with state"])
+def test_a_trace_is_passed_on_as_it_came(flags: str, state: str) -> None:
+    trace_id = secrets.token_hex(16)
+    sent = {"traceparent": f"00-{trace_id}-00000000000000aa-{flags}"}
+    if state:
+        sent["tracestate"] = state
+    context = incoming(sent)
+    assert context is not None
+    ids = trace.get_current_span(context).get_span_context()
+    assert (ids.trace_id, ids.span_id) == (int(trace_id, 16), 0xAA)
+    assert ids.is_valid
+    assert ids.is_remote
+    assert ids.trace_flags.sampled == is_kept(context) == (flags == "01")
+    token = attach(context)
+    try:
+        assert outgoing() == sent
+        assert current_trace_id() == trace_id
+    finally:
+        detach(token)
 
 
 def test_where_nothing_is_recorded_there_is_nothing_to_call() -> None:
     assert UNRECORDED.tracer() is None
     assert UNRECORDED.meter() is None
     assert outgoing() == {}
+    assert current_trace_id() == ""
+    assert not is_kept()
