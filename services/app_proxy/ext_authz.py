@@ -1,6 +1,7 @@
 """`envoy.service.auth.v3.Authorization` in the words of the door."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import structlog
@@ -14,12 +15,12 @@ from services.app_proxy.door import Guest, Refusal, Visit
 from services.app_proxy.problems import answer_to
 from services.app_proxy.rate_limit_headers import rate_limit_headers
 from services.app_proxy.service import Door
-from services.shared.recording import SCOPE
+from services.shared.recording import SCOPE, Labels, observing
 
 SERVICE = "envoy.service.auth.v3.Authorization"
 # Ours alone to set: what comes from outside under these names is taken away.
 _RESERVED = "x-bulkhead-"
-_LET_IN = {"reason": "OK"}
+_LET_IN = "OK"
 
 
 class DoorServicer(AuthorizationServicer):
@@ -27,8 +28,13 @@ class DoorServicer(AuthorizationServicer):
 
     def __init__(self, door: Door) -> None:
         self._door = door
-        self._verdicts = metrics.get_meter(SCOPE).create_counter(
-            "bulkhead.door.verdicts", "{request}", "Requests let in or refused, by reason."
+        # Counted here, and read when somebody looks: it is done for every request.
+        self._verdicts: Counter[str] = Counter()
+        metrics.get_meter(SCOPE).create_observable_counter(
+            "bulkhead.door.verdicts",
+            observing(self._read),
+            "{request}",
+            "Requests let in or refused, by reason.",
         )
 
     async def Check(self, request: pb.CheckRequest, context: Any) -> pb.CheckResponse:  # noqa: ARG002, N802 named and called by grpc
@@ -38,11 +44,14 @@ class DoorServicer(AuthorizationServicer):
         authority = http.host or headers.get(":authority", "")
         verdict = await self._door.admit(Visit(authority, headers.get("authorization")))
         if isinstance(verdict, Guest):
-            self._verdicts.add(1, _LET_IN)
+            self._verdicts[_LET_IN] += 1
             structlog.contextvars.bind_contextvars(deployment_id=verdict.route.deployment_id)
             return _admitted(headers, verdict)
-        self._verdicts.add(1, {"reason": verdict.reason.value})
+        self._verdicts[verdict.reason.value] += 1
         return _denied(verdict, headers.get("accept"))
+
+    def _read(self) -> Iterable[tuple[float, Labels]]:
+        return [(number, {"reason": reason}) for reason, number in self._verdicts.copy().items()]
 
 
 def _headers(http: pb.AttributeContext.HttpRequest) -> Mapping[str, str]:

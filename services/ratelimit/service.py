@@ -30,6 +30,7 @@ from services.ratelimit.leases import (
 from services.shared.errors import InvalidFieldError, NotFoundError, UnavailableError
 from services.shared.ids import DeploymentId, TenantId
 from services.shared.principal import KeyKind, Principal
+from services.shared.recording import Labels, observing
 
 _Holder = tuple[DeploymentId, Limits, TenantId]
 
@@ -76,8 +77,10 @@ class Ratelimit:
         self._keys = keys
         self._counters = counters
         self._deployments = deployments
-        self._decisions = metrics.get_meter("bulkhead").create_counter(
-            "bulkhead.ratelimit.decisions", unit="{decision}"
+        # Counted here, and read when somebody looks: it is done for every call.
+        self._decisions: Counter[Decision] = Counter()
+        metrics.get_meter("bulkhead").create_observable_counter(
+            "bulkhead.ratelimit.decisions", observing(self._read), unit="{decision}"
         )
 
     async def acquire(self, items: list[Item]) -> list[tuple[Limits, Reading] | None]:
@@ -152,8 +155,11 @@ class Ratelimit:
         return DeploymentId(deployment_id)
 
     def _count(self, decisions: Iterable[Decision]) -> None:
-        for decision, number in Counter(decisions).items():
-            self._decisions.add(number, {"decision": decision})
+        self._decisions.update(decisions)
+
+    def _read(self) -> Iterable[tuple[float, Labels]]:
+        decided = self._decisions.copy()
+        return [(number, {"decision": decision}) for decision, number in decided.items()]
 
     async def _holders(self, digests: list[bytes]) -> list[_Holder | None]:
         """Returns whose each key is, None where it is no valid deployment key."""
