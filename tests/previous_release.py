@@ -3,7 +3,7 @@
 import io
 import shutil
 import subprocess
-import tarfile
+import zipfile
 from pathlib import Path
 
 from tests.contracts import ROOT
@@ -35,10 +35,10 @@ def previous_commit(folder: Path) -> Path:
 
 
 def _checked_out(commit: str, folder: Path) -> Path:
-    command = ["git", "-C", str(ROOT), "archive", commit, *PARTS]
+    command = ["git", "-C", str(ROOT), "archive", "--format=zip", commit, *PARTS]
     archive = subprocess.run(command, capture_output=True, check=True).stdout
-    with tarfile.open(fileobj=io.BytesIO(archive)) as files:
-        files.extractall(folder, filter="data")
+    with zipfile.ZipFile(io.BytesIO(archive)) as files:
+        files.extractall(folder)
     return folder
 
 
