@@ -3,6 +3,7 @@
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from threading import Thread
@@ -46,15 +47,11 @@ def _server(listen: str, registry: CollectorRegistry) -> HTTPServer:
     host, _, port = listen.rpartition(":")
     name = host.strip("[]")
 
-    class Scraped(_Handler):
-        def text(self) -> bytes:
-            return generate_latest(registry)
-
     class Server(HTTPServer):
         address_family = socket.AF_INET6 if ":" in name else socket.AF_INET
 
     try:
-        return Server((name, int(port)), Scraped)
+        return Server((name, int(port)), partial(_Handler, registry))
     except OSError as error:
         raise UnavailableError(f"metrics_listen: {listen}: {error.strerror}") from error
 
@@ -63,16 +60,17 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = _PATIENCE_SECONDS
     server_version, sys_version = "bulkhead", ""
 
-    def text(self) -> bytes:
-        """Returns the figures of now."""
-        raise NotImplementedError
+    def __init__(self, registry: CollectorRegistry, *arguments: Any) -> None:
+        # Before the base, which answers while it is made.
+        self._registry = registry
+        super().__init__(*arguments)
 
     def do_GET(self) -> None:
         """Answers the one path that there is."""
         if self.path.partition("?")[0] != _PATH:
             self.send_error(HTTPStatus.NOT_FOUND)
             return
-        text = self.text()
+        text = generate_latest(self._registry)
         self.send_response(HTTPStatus.OK)
         self.send_header("content-type", CONTENT_TYPE_LATEST)
         self.send_header("content-length", str(len(text)))
