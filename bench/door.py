@@ -10,17 +10,13 @@ generator too.
 """
 
 import argparse
-import asyncio
-import json
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
 from bulkhead.auth.v1 import auth_service_pb2 as auth_pb2
 
-from bench.load import Job, Result
+from bench.load import Job, Result, load_generator
 from bench.stack import bench_stack, customer, median, percentile, report, run, tell
 from deploy.local.programs import Options
 from deploy.local.stack import Addresses
@@ -91,33 +87,17 @@ def _jobs(addresses: Addresses, job: Job) -> dict[str, Job]:
 
 
 async def _rounds(plan: Plan, jobs: Mapping[str, Job]) -> Rounds:
-    for job in jobs.values():
-        await sent(replace(job, seconds=_WARM_UP_SECONDS))
     rounds: Rounds = {side: [] for side in jobs}
-    for number in range(plan.rounds):
-        for side, job in jobs.items():
-            result = await sent(job)
-            rounds[side].append(result)
-            tell(f"round {number + 1} of {plan.rounds}: {side:<9} {result.per_second:7,.0f} req/s")
+    async with load_generator() as send:
+        for job in jobs.values():
+            await send(replace(job, seconds=_WARM_UP_SECONDS))
+        for number in range(plan.rounds):
+            for side, job in jobs.items():
+                result = await send(job)
+                rounds[side].append(result)
+                speed = f"{side:<9} {result.per_second:7,.0f} req/s"
+                tell(f"round {number + 1} of {plan.rounds}: {speed}")
     return rounds
-
-
-async def sent(job: Job) -> Result:
-    """Returns the result of a job, run in a process of its own."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, str(Path(__file__).with_name("load.py"))),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-    )
-    try:
-        output, _ = await process.communicate(json.dumps(asdict(job)).encode())
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    if process.returncode:
-        raise SystemExit("the load generator ended early; its reason stands above")
-    return Result(**json.loads(output))
 
 
 def _latencies(results: Sequence[Result]) -> list[float]:

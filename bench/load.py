@@ -1,13 +1,15 @@
 """Sends one and the same HTTP/1.1 request over and over, and says how often it was answered.
 
-`python bench/load.py` reads a job as JSON from standard input (a key does not belong on a command
-line) and prints the result as JSON. It runs in a process of its own, on the same cores as what it
-measures: its own share of the work is in every figure.
+`python bench/load.py` reads jobs from standard input (a key does not belong on a command line), a
+line of JSON each, and prints the result of each when it is done, as JSON too. It is a process of
+its own, on the same cores as what it measures: its own share of the work is in every figure.
 """
 
 import asyncio
 import json
 import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from time import perf_counter
 from typing import cast
@@ -17,6 +19,8 @@ import uvloop
 _END_OF_HEAD = b"\r\n\r\n"
 _LENGTH = b"content-length:"
 _PATIENCE_SECONDS = 10.0
+# A result has a latency for each answer.
+_MOST_RESULT_BYTES = 1 << 26
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,9 @@ class Result:
     def per_second(self) -> float:
         """Answers per second."""
         return self.answers / self.seconds
+
+
+Send = Callable[[Job], Awaitable[Result]]
 
 
 class WrongAnswerError(Exception):
@@ -141,12 +148,41 @@ def _body_length(head: bytes) -> int:
     raise WrongAnswerError(f"an answer without content-length: {head[:400]!r}")
 
 
+@asynccontextmanager
+async def load_generator() -> AsyncIterator[Send]:
+    """Yields what has jobs done, one after the other, by one process that lives for the block."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, __file__),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        limit=_MOST_RESULT_BYTES,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    jobs, results = process.stdin, process.stdout
+
+    async def send(job: Job) -> Result:
+        jobs.write(json.dumps(asdict(job)).encode() + b"\n")
+        result = await results.readline()
+        if not result:
+            raise SystemExit("the load generator ended early; its reason stands above")
+        return Result(**json.loads(result))
+
+    try:
+        yield send
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
 def main() -> None:
-    """Runs the job on standard input."""
+    """Runs the jobs on standard input."""
     if sys.argv[1:]:
         sys.exit(__doc__)
-    job = Job(**json.load(sys.stdin))
-    print(json.dumps(asdict(uvloop.run(run(job)))))
+    for line in sys.stdin:
+        result = uvloop.run(run(Job(**json.loads(line))))
+        print(json.dumps(asdict(result)), flush=True)
 
 
 if __name__ == "__main__":

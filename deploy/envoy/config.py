@@ -30,8 +30,12 @@ _TYPE = "type.googleapis.com/envoy.extensions"
 _BUFFER_BYTES = 1 << 20
 _MOST_HEADERS_KB = 32
 _MOST_STREAMS = 1_000
-# Spans are sent within half a second; five seconds would be the default.
-_RUNTIME = {"tracing.opentelemetry.flush_interval_ms": 500}
+# Spans are sent within half a second, and many together: five seconds, and five spans, would be the
+# default.
+_RUNTIME = {
+    "tracing.opentelemetry.flush_interval_ms": 500,
+    "tracing.opentelemetry.min_flush_spans": 100,
+}
 _LOG_FIELDS = {
     "time": "%START_TIME%",
     "method": "%REQ(:METHOD)%",

@@ -6,16 +6,23 @@ from typing import Any, Final
 
 import structlog
 from opentelemetry import context, trace
-from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.app_proxy.door import Guest
 from services.app_proxy.mcp_endpoint import GUEST
 from services.app_proxy.mcp_tracing import TRACE
-from services.shared.recording import CALL_BUCKETS, Durations, Labels, Recording, fail, incoming
+from services.shared.recording import (
+    CALL_BUCKETS,
+    Duration,
+    Durations,
+    Labels,
+    Recording,
+    fail,
+    incoming,
+)
 
 # The headers of W3C Trace Context; what else a request carries is none of a trace's.
-_CARRIED: Final = ("traceparent", "tracestate")
+_CARRIED: Final = {b"traceparent": "traceparent", b"tracestate": "tracestate"}
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"})
 _MOST_NAME: Final = 100
 _OUR_FAULT: Final = 500
@@ -27,7 +34,9 @@ class Observed:
     def __init__(self, app: ASGIApp, recording: Recording) -> None:
         self._app = app
         self._tracer = recording.tracer()
-        self._duration = _durations(recording)
+        self._durations = _durations(recording)
+        # By method and status: there are only so many.
+        self._by: dict[tuple[str, int], Duration] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Surrounds the request with its span."""
@@ -56,8 +65,8 @@ class Observed:
             if span is not None:
                 _describe(span, scope, status)
                 span.end()
-            if self._duration is not None:
-                self._duration.record(seconds, _labels(scope, status))
+            if self._durations is not None:
+                self._duration(self._durations, scope, status).record(seconds)
 
     def _entered(self, scope: Scope) -> tuple[trace.Span | None, context.Context | None]:
         """Returns the request's span, if it has one, and the context that it is to run in."""
@@ -71,6 +80,13 @@ class Observed:
             {"http.request.method": method, "url.path": path},
         )
         return span, parent if span is None else trace.set_span_in_context(span, parent)
+
+    def _duration(self, durations: Durations, scope: Scope, status: int) -> Duration:
+        method = scope["method"] if scope["method"] in _METHODS else "_OTHER"
+        duration = self._by.get((method, status))
+        if duration is None:
+            duration = self._by[method, status] = durations.of(_labels(method, status))
+        return duration
 
 
 def _durations(recording: Recording) -> Durations | None:
@@ -87,12 +103,14 @@ def _durations(recording: Recording) -> Durations | None:
 
 
 def _carrier(scope: Scope) -> Mapping[str, str]:
-    headers = Request(scope).headers
-    return {name: headers[name] for name in _CARRIED if name in headers}
+    return {
+        _CARRIED[name]: value.decode("latin-1")
+        for name, value in scope["headers"]
+        if name in _CARRIED
+    }
 
 
-def _labels(scope: Scope, status: int) -> Labels:
-    method = scope["method"] if scope["method"] in _METHODS else "_OTHER"
+def _labels(method: str, status: int) -> Labels:
     labels = {"http.request.method": method, "http.response.status_code": str(status)}
     return labels | ({"error.type": str(status)} if status >= _OUR_FAULT else {})
 

@@ -32,11 +32,19 @@ Labels = Mapping[str, str]
 Read = Callable[[], Iterable[tuple[float, Labels]]]
 
 
-class Durations(Protocol):
-    """A histogram of durations."""
+class Duration(Protocol):
+    """A histogram's durations with one set of labels."""
 
-    def record(self, amount: float, attributes: Labels) -> None:
-        """Counts a duration, in seconds."""
+    def record(self, seconds: float) -> None:
+        """Counts a duration."""
+        ...
+
+
+class Durations(Protocol):
+    """A histogram of durations, in seconds."""
+
+    def of(self, labels: Labels) -> Duration:
+        """Returns what counts those with these labels; it is to be kept, not asked for each."""
         ...
 
 
@@ -47,6 +55,27 @@ class Quickening(Protocol):
     def quick(self, histogram: metrics.Histogram) -> Durations:
         """Returns what records into `histogram`."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """Records into a histogram as the interface has it."""
+
+    histogram: metrics.Histogram
+
+    def of(self, labels: Labels) -> Duration:
+        """Returns what counts durations with these labels."""
+        return _PlainDuration(self.histogram, labels)
+
+
+@dataclass(frozen=True, slots=True)
+class _PlainDuration:
+    histogram: metrics.Histogram
+    labels: Labels
+
+    def record(self, seconds: float) -> None:
+        """Counts a duration."""
+        self.histogram.record(seconds, self.labels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +108,8 @@ class Recording:
 
     def durations(self, histogram: metrics.Histogram) -> Durations:
         """Returns the cheapest way to record into a histogram of this recording."""
-        return self.meters.quick(histogram) if isinstance(self.meters, Quickening) else histogram
+        meters = self.meters
+        return meters.quick(histogram) if isinstance(meters, Quickening) else Plain(histogram)
 
 
 UNRECORDED: Final = Recording()

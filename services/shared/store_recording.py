@@ -8,6 +8,7 @@ from opentelemetry import trace
 
 from services.shared.recording import (
     STORE_BUCKETS,
+    Duration,
     Durations,
     Labels,
     Recording,
@@ -26,7 +27,7 @@ class Statements:
 
     def __init__(self, recording: Recording, database: str) -> None:
         self._tracer = recording.tracer()
-        self._durations = _Durations(recording, _POSTGRES)
+        self._operations = _Operations(recording, _POSTGRES)
         self._database = database
 
     async def follow(self, connection: Any) -> None:
@@ -37,7 +38,7 @@ class Statements:
         """Records a statement that has ended, in the context in which it was sent."""
         operation = _first_word(query.query)
         error = "" if query.exception is None else _error_of(query.exception)
-        self._durations.record(operation, error, query.elapsed)
+        self._operations.record(operation, error, query.elapsed)
         if self._tracer is not None:
             described = {
                 "db.system.name": _POSTGRES,
@@ -54,7 +55,7 @@ class Commands:
 
     def __init__(self, recording: Recording) -> None:
         self._tracer = recording.tracer()
-        self._durations = _Durations(recording, _VALKEY)
+        self._operations = _Operations(recording, _VALKEY)
 
     def begun(self, command: str) -> trace.Span | None:
         """Returns the span of a command that begins, if it has one."""
@@ -67,32 +68,32 @@ class Commands:
     ) -> None:
         """Records a command that has ended."""
         why = "" if error is None else _error_of(error)
-        self._durations.record(command, why, seconds)
+        self._operations.record(command, why, seconds)
         if span is not None:
             if why:
                 fail(span, why)
             span.end()
 
 
-class _Durations:
+class _Operations:
     """How long operations of one kind of store take."""
 
     def __init__(self, recording: Recording, system: str) -> None:
         self._system = system
-        self._histogram = _histogram(recording)
+        self._durations = _durations(recording)
         # By operation and error: both are out of small sets.
-        self._labels: dict[tuple[str, str], Labels] = {}
+        self._by: dict[tuple[str, str], Duration] = {}
 
     def record(self, operation: str, error: str, seconds: float) -> None:
         """Records one operation; an `error` is a code or the name of a type."""
-        if self._histogram is None:
+        if self._durations is None:
             return
-        labels = self._labels.get((operation, error))
-        if labels is None:
+        duration = self._by.get((operation, error))
+        if duration is None:
             described = {"db.system.name": self._system, "db.operation.name": operation}
             labels = described | ({"error.type": error} if error else {})
-            self._labels[operation, error] = labels
-        self._histogram.record(seconds, labels)
+            duration = self._by[operation, error] = self._durations.of(labels)
+        duration.record(seconds)
 
 
 def observe_pool(
@@ -135,7 +136,7 @@ def observe_pool(
     )
 
 
-def _histogram(recording: Recording) -> Durations | None:
+def _durations(recording: Recording) -> Durations | None:
     meter = recording.meter()
     if meter is None:
         return None

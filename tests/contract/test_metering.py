@@ -1,13 +1,15 @@
 """That what is recorded the quick way is what the SDK's own way says, to every reader."""
 
 from collections.abc import Callable, Mapping
+from threading import Thread
 from typing import Any
+from weakref import WeakSet
 
 from opentelemetry import metrics
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from services.shared.metering import Meters
-from services.shared.recording import Durations, Recording
+from services.shared.recording import Durations, Plain, Recording
 
 BUCKETS = (0.1, 1.0)
 OK = {"rpc.method": "Ask", "rpc.response.status_code": "OK"}
@@ -23,7 +25,7 @@ def quickly(recording: Recording, histogram: metrics.Histogram) -> Durations:
 
 
 def slowly(_recording: Recording, histogram: metrics.Histogram) -> Durations:
-    return histogram
+    return Plain(histogram)
 
 
 def recorded(bound: Bound, *readers: InMemoryMetricReader) -> Durations:
@@ -58,8 +60,8 @@ def test_each_reader_sees_what_the_sdk_would_say() -> None:
     # Whoever has read goes on from there.
     for counted in (2, 4):
         for seconds, labels in VALUES:
-            quick.record(seconds, labels)
-            slow.record(seconds, labels)
+            quick.of(labels).record(seconds)
+            slow.of(labels).record(seconds)
         expected = seen(plain)
         assert expected["OK"][1] == 2 * counted
         assert expected["INTERNAL"][1] == counted
@@ -76,7 +78,7 @@ def test_histograms_of_one_name_are_apart_where_their_parts_are() -> None:
         assert meter is not None
         histogram = meter.create_histogram("call", "s")
         for _ in range(3):
-            recording.durations(histogram).record(0.1, OK)
+            recording.durations(histogram).of(OK).record(0.1)
     data = reader.get_metrics_data()
     assert data is not None
     scopes = data.resource_metrics[0].scope_metrics
@@ -85,3 +87,44 @@ def test_histograms_of_one_name_are_apart_where_their_parts_are() -> None:
         point for scope in scopes for metric in scope.metrics for point in metric.data.data_points
     ]
     assert [point.count for point in points] == [3, 3]
+
+
+def test_nothing_is_lost_or_counted_twice_while_several_look() -> None:
+    readers = [InMemoryMetricReader() for _ in range(2)]
+    duration = recorded(quickly, *readers).of(OK)
+    number = 20_000
+    done = False
+
+    def looks(reader: InMemoryMetricReader) -> None:
+        while not done:
+            reader.get_metrics_data()
+
+    threads = [Thread(target=looks, args=[reader]) for reader in readers]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(number):
+            duration.record(0.5)
+    finally:
+        done = True
+        for thread in threads:
+            thread.join()
+    for reader in readers:
+        assert seen(reader)["OK"][1] == number
+        assert seen(reader)["OK"][2] == number / 2
+
+
+class Seconds(float):
+    """A duration that can be seen to be gone."""
+
+    __slots__ = ("__weakref__",)
+
+
+def test_what_nobody_looks_at_does_not_pile_up() -> None:
+    duration = recorded(quickly, InMemoryMetricReader()).of(OK)
+    kept: WeakSet[Seconds] = WeakSet()
+    for _ in range(2_000):
+        seconds = Seconds(0.5)
+        kept.add(seconds)
+        duration.record(seconds)
+    assert len(kept) < 300

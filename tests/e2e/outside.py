@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -145,10 +146,18 @@ class Stack:
         """Returns what `bulkhead status` says; it exits with 1 while a part is not healthy."""
         return json.loads((await run("status", "--json", "--state", str(self.state))).out)
 
-    async def pid(self, name: str) -> int:
-        """Returns the process that is `name` now."""
+    async def pid(self, name: str) -> int | None:
+        """Returns the process that is `name` now; None while there is none."""
         processes = (await self.status())["processes"]
-        return int(next(each["pid"] for each in processes if each["name"] == name))
+        pid: int | None = next(each["pid"] for each in processes if each["name"] == name)
+        return pid
+
+    async def kill(self, name: str) -> int:
+        """Kills the process that is `name`, and returns which it was."""
+        pid = await self.pid(name)
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        return pid
 
 
 @asynccontextmanager

@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack
 from datetime import timedelta
 from pathlib import Path
 
+import psutil
 import pytest
 
 from services.credentials import connection_store
@@ -276,16 +277,21 @@ async def _until(holds: Callable[[], bool]) -> None:
 
 
 async def _sessions_end(databases: Databases, database: str, which: str) -> None:
+    """Ends sessions, and returns when their processes have closed their sockets as well.
+
+    A lock is free a little before who held it can see that.
+    """
     superuser = await databases.postgres.connect()
     try:
-        ended = await superuser.fetchval(
-            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
+        ended = await superuser.fetch(
+            "SELECT pid, pg_terminate_backend(pid) FROM pg_stat_activity"
             f" WHERE datname = $1 AND pid <> pg_backend_pid() {which}",
             database,
         )
     finally:
         await superuser.close()
     assert ended
+    await _until(lambda: not any(psutil.pid_exists(row["pid"]) for row in ended))
 
 
 _HOLDERS = "AND pid IN (SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted)"

@@ -1,11 +1,9 @@
 """What surrounds each call to another service: deadline, the caller's key, span and duration."""
 
-import asyncio
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -19,6 +17,7 @@ from services.shared.interceptors.telemetry import labels_of
 from services.shared.principal import current_caller
 from services.shared.recording import (
     CALL_BUCKETS,
+    Duration,
     Labels,
     Recording,
     fail,
@@ -32,6 +31,7 @@ _TRIM_SECONDS: Final = 0.02
 _DETAILS: Final = "grpc-status-details-bin"
 
 Continuation = Callable[[ClientCallDetails, Any], Any]
+T = TypeVar("T")
 
 
 def client_interceptors(service: str, recording: Recording) -> Sequence[grpc.aio.ClientInterceptor]:
@@ -52,7 +52,7 @@ class UnaryCalls(grpc.aio.UnaryUnaryClientInterceptor):
         client_call_details: ClientCallDetails,
         request: Any,
     ) -> Any:
-        """Returns the call; when it is recorded, once it has ended."""
+        """Returns the call."""
         timeout = _timeout(client_call_details.timeout)
         span = self._span(client_call_details)
         details = _completed(client_call_details, timeout, span)
@@ -73,22 +73,24 @@ class UnaryCalls(grpc.aio.UnaryUnaryClientInterceptor):
         details: ClientCallDetails,
         request: Any,
     ) -> Any:
-        ended = grpc.StatusCode.UNKNOWN, ""
         method, started = _method_name(details), time.perf_counter()
-        if self._figures is not None:
-            self._figures.begun(method)
-        try:
-            call = await continuation(details, request)
-            ended = await _ended(call)
-        except asyncio.CancelledError:
-            ended = grpc.StatusCode.CANCELLED, ""
-            raise
-        finally:
-            code, reason = ended
+
+        def ended(code: grpc.StatusCode, reason: str) -> None:
             if self._figures is not None:
                 self._figures.ended(method, code, time.perf_counter() - started)
             if span is not None:
                 _end(span, code, reason)
+
+        if self._figures is not None:
+            self._figures.begun()
+        try:
+            call = await continuation(details, request)
+        except BaseException:
+            # It did not come to a call.
+            ended(grpc.StatusCode.UNKNOWN, "")
+            raise
+        # To wait for its end here would be one more task to wake.
+        call.add_done_callback(lambda call: ended(*_end_of(call)))
         return call
 
 
@@ -112,16 +114,17 @@ class _Figures:
     def __init__(self, service: str, recording: Recording) -> None:
         meter = recording.meter(f"client.{service}")
         assert meter is not None  # noqa: S101 asked before
-        self._service = service
-        self._under_way: Counter[str] = Counter()
-        self._labels: dict[tuple[str, grpc.StatusCode], Labels] = {}
+        self._peer = {"peer": service}
+        self._under_way = 0
+        # By method and code: there are only so many.
+        self._by: dict[tuple[str, grpc.StatusCode], Duration] = {}
         histogram = meter.create_histogram(
             "rpc.client.call.duration",
             "s",
             "Time until calls to other services were answered.",
             explicit_bucket_boundaries_advisory=CALL_BUCKETS,
         )
-        self._duration = recording.durations(histogram)
+        self._durations = recording.durations(histogram)
         meter.create_observable_up_down_counter(
             "bulkhead.rpc.client.active_calls",
             observing(self._read),
@@ -129,36 +132,39 @@ class _Figures:
             "Calls to other services that are under way.",
         )
 
-    def begun(self, method: str) -> None:
+    def begun(self) -> None:
         """Counts a call that begins."""
-        self._under_way[method] += 1
+        self._under_way += 1
 
     def ended(self, method: str, code: grpc.StatusCode, seconds: float) -> None:
         """Counts a call that has ended."""
-        self._under_way[method] -= 1
-        key = (method, code)
-        labels = self._labels.get(key)
-        if labels is None:
-            labels = self._labels[key] = labels_of(method, code)
-        self._duration.record(seconds, labels)
+        self._under_way -= 1
+        duration = self._by.get((method, code))
+        if duration is None:
+            duration = self._by[method, code] = self._durations.of(labels_of(method, code))
+        duration.record(seconds)
 
     def _read(self) -> Iterable[tuple[float, Labels]]:
-        under_way = list(self._under_way.values())
-        yield sum(under_way), {"peer": self._service}
+        yield self._under_way, self._peer
 
 
-async def _ended(call: Any) -> tuple[grpc.StatusCode, str]:
-    """Returns the call's code, and why it was refused as the errors of the mesh say it."""
-    try:
-        code: grpc.StatusCode = await call.code()
-    except asyncio.CancelledError:
-        # Who waits for the code alone would leave the call under way.
-        call.cancel()
-        raise
+def _end_of(call: Any) -> tuple[grpc.StatusCode, str]:
+    """Returns an ended call's code, and why it was refused as the errors of the mesh say it."""
+    code = _known(call.code())
     if code is grpc.StatusCode.OK:
         return code, ""
-    trailing = Metadata(*(await call.trailing_metadata() or ()))
+    trailing = Metadata(*(_known(call.trailing_metadata()) or ()))
     return code, _reason(trailing.get(_DETAILS))
+
+
+def _known(answer: Coroutine[Any, Any, T]) -> T:
+    """Returns what a coroutine returns that has nothing to wait for."""
+    try:
+        answer.send(None)
+    except StopIteration as returned:
+        value: T = returned.value
+        return value
+    raise RuntimeError("it has to wait")
 
 
 def _reason(details: str | bytes | None) -> str:

@@ -9,7 +9,15 @@ import structlog
 from opentelemetry import context, trace
 
 from services.shared.interceptors.call import Call, Entered
-from services.shared.recording import CALL_BUCKETS, Durations, Labels, Recording, fail, incoming
+from services.shared.recording import (
+    CALL_BUCKETS,
+    Duration,
+    Durations,
+    Labels,
+    Recording,
+    fail,
+    incoming,
+)
 
 # Codes that say that the server, not the caller, is at fault.
 _FAULTS: Final = frozenset(
@@ -29,9 +37,9 @@ class Telemetry:
 
     def __init__(self, recording: Recording) -> None:
         self._tracer = recording.tracer()
-        self._duration = _durations(recording)
+        self._durations = _durations(recording)
         # By method and code: there are only so many.
-        self._labels: dict[tuple[str, grpc.StatusCode], Labels] = {}
+        self._by: dict[tuple[str, grpc.StatusCode], Duration] = {}
         self._log = structlog.get_logger()
 
     @asynccontextmanager
@@ -50,8 +58,8 @@ class Telemetry:
             if span is not None:
                 _describe(span, call)
                 span.end()
-            if self._duration is not None:
-                self._duration.record(seconds, self._labelled(call))
+            if self._durations is not None:
+                self._duration(self._durations, call).record(seconds)
 
     def _entered(self, call: Call) -> tuple[trace.Span | None, context.Context | None]:
         """Returns the call's span, if it has one, and the context that the call is to run in."""
@@ -63,12 +71,12 @@ class Telemetry:
         )
         return span, parent if span is None else trace.set_span_in_context(span, parent)
 
-    def _labelled(self, call: Call) -> Labels:
+    def _duration(self, durations: Durations, call: Call) -> Duration:
         key = (call.method, call.code)
-        labels = self._labels.get(key)
-        if labels is None:
-            labels = self._labels[key] = labels_of(*key)
-        return labels
+        duration = self._by.get(key)
+        if duration is None:
+            duration = self._by[key] = durations.of(labels_of(*key))
+        return duration
 
     def _write(self, call: Call, seconds: float) -> None:
         principal = call.principal
