@@ -67,7 +67,11 @@ class OperationState(StrEnum):
 
 
 class Step(StrEnum):
-    """What an operation is at; each kind of operation takes its own, in the order of its plan."""
+    """What an operation is at; each kind of operation takes its own, in the order of its plan.
+
+    A later release may have more of them. While both run, this one tells of those that it finds by
+    their names, and leaves them to the other.
+    """
 
     # Making.
     REGISTERING = "registering"
@@ -110,6 +114,18 @@ class Step(StrEnum):
     ERASING_COUNTERS = "erasing_counters"
     ERASING_OWN = "erasing_own"
     ERASING_KEYS = "erasing_keys"
+
+    @classmethod
+    def _missing_(cls, value: object) -> "Step":
+        name = str(value)
+        unknown = str.__new__(cls, name)
+        unknown._name_ = unknown._value_ = name
+        return unknown
+
+    @property
+    def is_known(self) -> bool:
+        """Whether this release knows what is to be done."""
+        return self.name in Step.__members__
 
 
 class ResourceKind(StrEnum):

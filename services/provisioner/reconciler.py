@@ -26,6 +26,7 @@ from services.provisioner.master_secret import MasterSecret, MasterSecretError
 from services.provisioner.operation_store import Due, SealedKey
 from services.provisioner.ports import Bearer, Locks, Registry
 from services.provisioner.work import (
+    LEFT_TO_OTHERS,
     RESOURCE_OF_STEP,
     Action,
     Boundary,
@@ -125,8 +126,8 @@ class Reconciler:
             deployment = await store.get_deployment(connection, deployment_id)
         if due is None or deployment is None:
             return None
-        if due.wait:
-            return due.wait
+        if due.wait or not due.operation.step.is_known:
+            return due.wait or LEFT_TO_OTHERS
         try:
             bearer = await self._bearer(due)
         except MasterSecretError:

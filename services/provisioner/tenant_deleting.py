@@ -34,7 +34,7 @@ from services.provisioner.operations import Operations
 from services.provisioner.plans.deleting import OPENED_BY_KEYS, StillThereError
 from services.provisioner.ports import Bearer, Locks, Queue
 from services.provisioner.tombstone_store import Due, Tombstone
-from services.provisioner.work import Boundary, Moment, NotYetError
+from services.provisioner.work import LEFT_TO_OTHERS, Boundary, Moment, NotYetError
 from services.shared.errors import BulkheadError, UnavailableError
 from services.shared.ids import TenantId
 from services.shared.postgres import Database
@@ -138,8 +138,8 @@ class TenantDeleting:
         due = await self._due(tenant)
         if due is None:
             return None
-        if due.wait:
-            return due.wait
+        if due.wait or not due.tombstone.step.is_known:
+            return due.wait or LEFT_TO_OTHERS
         step = due.tombstone.step
         try:
             job = await self._job(due)

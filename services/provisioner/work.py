@@ -52,6 +52,8 @@ RESOURCE_OF_STEP: Final[Mapping[Step, ResourceKind]] = MappingProxyType(
         Step.DISCARDING: ResourceKind.BACKUPS,
     }
 )
+# When to look again at what only a later release knows how to take further.
+LEFT_TO_OTHERS: Final = timedelta(seconds=2)
 _SWITCHED = frozenset({Step.TELLING, Step.OVERLAPPING, Step.ENDING})
 _NEVER_GIVEN_UP = frozenset({OperationKind.DELETE, OperationKind.SUSPEND})
 _LIMITED = frozenset({OperationKind.CREATE, OperationKind.BACK_UP})
