@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from http import HTTPStatus
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,11 +13,10 @@ from deploy.envoy import config
 from deploy.envoy.secrets import secret_files
 from deploy.envoy.settings import Address, EdgeSettings
 from deploy.local.files import PRIVATE_FILE, private_folder
-from deploy.local.waiting import until
+from deploy.local.waiting import answers, until
 
 CONFIG_NAME = "envoy.json"
 START_SECONDS = 20.0
-_ANSWER_SECONDS = 1.0
 
 
 def envoy_binary() -> Path:
@@ -60,14 +60,7 @@ def configure(home: Path, settings: EdgeSettings, concurrency: int) -> tuple[str
 
 async def ready(admin: Address) -> bool:
     """Whether the Envoy with this admin address serves."""
-    try:
-        async with asyncio.timeout(_ANSWER_SECONDS):
-            reader, writer = await asyncio.open_connection(admin.host, admin.port)
-            with contextlib.closing(writer):
-                writer.write(b"GET /ready HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n")
-                return b" 200 " in await reader.readline()
-    except (OSError, TimeoutError):
-        return False
+    return await answers(admin, "/ready", HTTPStatus.OK)
 
 
 @asynccontextmanager

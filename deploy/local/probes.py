@@ -29,7 +29,7 @@ def probes(layout: Layout, ports: Mapping[str, int]) -> dict[str, Probe]:
     return {
         POSTGRES: partial(_postgres_ready, layout),
         VALKEY: partial(valkey.ready, server),
-        S3: partial(s3.ready, f"http://{LOOPBACK}:{ports[S3]}"),
+        S3: partial(s3.ready, Address(LOOPBACK, ports[S3])),
         **services,
         EDGE: partial(envoy.ready, Address(LOOPBACK, ports["admin"])),
     }

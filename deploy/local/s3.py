@@ -13,15 +13,15 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from http import HTTPStatus
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
-import httpx
-
+from deploy.envoy.settings import Address
 from deploy.local.files import ensure_private, new_secret, private_folder, write_private
 from deploy.local.pki import Paths, certificates
 from deploy.local.ports import LOOPBACK, free_ports
-from deploy.local.waiting import until
+from deploy.local.waiting import answers, until
 
 REGION = "us-east-1"
 ADMIN = "bulkhead-admin"
@@ -29,7 +29,6 @@ START_SECONDS = 30.0
 # What it was told is written down when it answers. Told to end, it waits for a quarter of a minute
 # for connections between its own parts.
 PATIENCE_SECONDS = 1.0
-_ANSWER_SECONDS = 1.0
 # The server's own name, and that of the one who changes identities.
 _SERVER, _CLIENT = "seaweedfs", "provisioner"
 _TRUST_DOMAIN = "storage.bulkhead.local"
@@ -124,14 +123,9 @@ def provisioner_settings(server: S3Server) -> dict[str, object]:
     }
 
 
-async def ready(endpoint: str) -> bool:
+async def ready(gateway: Address) -> bool:
     """Whether the gateway answers, and refuses who has no credentials."""
-    try:
-        async with httpx.AsyncClient(timeout=_ANSWER_SECONDS, trust_env=False) as http:
-            answer = await http.get(endpoint)
-    except httpx.HTTPError:
-        return False
-    return answer.status_code == httpx.codes.FORBIDDEN
+    return await answers(gateway, "/", HTTPStatus.FORBIDDEN)
 
 
 @asynccontextmanager
@@ -154,7 +148,7 @@ async def s3_server(home: Path) -> AsyncIterator[S3Server]:
             umask=0o077,
         )
     try:
-        await until(partial(ready, running.endpoint), START_SECONDS)
+        await until(partial(ready, Address(LOOPBACK, ports["s3"])), START_SECONDS)
         yield running
     finally:
         await _end(process)

@@ -42,6 +42,8 @@ class Load:
             while True:
                 for key in (self.deployment.key, false):
                     await self._ask(http, url, key)
+                    # As fast as it can it would keep from coming back what it waits for.
+                    await asyncio.sleep(0.01)
 
     async def _ask(self, http: httpx2.AsyncClient, url: str, key: str) -> None:
         own = key == self.deployment.key
