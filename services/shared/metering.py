@@ -10,6 +10,7 @@ cache of the processor's. What readers see is the SDK's own.
 from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any, Final
 
 from opentelemetry import metrics
@@ -113,6 +114,8 @@ class _Duration:
         self._key = frozenset(labels.items())
         self._places = places
         self._waiting: deque[float] = deque()
+        # The first value makes the places, one after the other.
+        self._counting = Lock()
 
     def record(self, seconds: float) -> None:
         """Lets a duration wait to be counted."""
@@ -123,13 +126,9 @@ class _Duration:
 
     def count(self) -> None:
         """Counts what waits: in the thread of who looks, while others are recorded."""
-        for _ in range(len(self._waiting)):
-            try:
-                seconds = self._waiting.popleft()
-            except IndexError:
-                # Someone else counts as well.
-                return
-            self._count(seconds)
+        with self._counting:
+            for _ in range(len(self._waiting)):
+                self._count(self._waiting.popleft())
 
     def _count(self, seconds: float) -> None:
         places = self._places.get(self._key)
