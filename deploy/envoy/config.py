@@ -144,6 +144,7 @@ def _hygiene(settings: EdgeSettings) -> dict[str, Any]:
     return {
         "early_header_mutation_extensions": [_strip_reserved(settings)],
         "use_remote_address": True,
+        "xff_num_trusted_hops": settings.gateways,
         # Nobody is trusted for the network that he comes from, not even the loopback one; an empty
         # list would mean the private networks, so it names an address that nobody has (RFC 5737).
         "internal_address_config": {

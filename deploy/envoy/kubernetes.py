@@ -66,6 +66,7 @@ def _edge_settings(mesh: Mapping[str, str]) -> EdgeSettings:
         api_hosts=tuple(json.loads(mesh["API_HOSTS"])),
         otlp=_address(otlp) if otlp else None,
         sampling=float(mesh.get("OTLP_SAMPLING", "1")),
+        gateways=int(mesh.get("GATEWAYS", "0")),
         connection_life=CONNECTION_LIFE,
     )
 

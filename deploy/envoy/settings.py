@@ -54,6 +54,8 @@ class EdgeSettings:
     sampling: float = 1.0
     # Whether requests from outside may name their traces; what is kept is decided here alone.
     trusts_traces: bool = False
+    # Proxies before it, each of which adds in X-Forwarded-For whom it speaks for.
+    gateways: int = 0
     # The same door without its checks, for the benchmark alone.
     unchecked: Address | None = None
     # Where a cluster looks whether the front door serves, and for its metrics; in plaintext.

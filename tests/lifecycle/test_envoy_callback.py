@@ -2,10 +2,11 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from deploy.envoy.routes import CALLBACK_PATH
@@ -47,14 +48,24 @@ def mesh_pki(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Paths]:
 async def traced(
     mesh_pki: Mapping[str, Paths], tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Traced]:
-    home, recorded = tmp_path_factory.mktemp("door"), Recorded()
+    async with running(mesh_pki, tmp_path_factory.mktemp("door"), gateways=0) as traced:
+        yield traced
+
+
+@contextlib.asynccontextmanager
+async def running(pki: Mapping[str, Paths], home: Path, gateways: int) -> AsyncIterator[Traced]:
+    """Yields a front door behind so many gateways."""
+    recorded = Recorded()
     async with contextlib.AsyncExitStack() as stack:
         receiver = await stack.enter_async_context(otlp_receiver())
         host, _, port = receiver.endpoint.rpartition(":")
         settings = replace(
-            settings_of(mesh_pki, home), otlp=Address(host, int(port)), trusts_traces=True
+            settings_of(pki, home),
+            otlp=Address(host, int(port)),
+            trusts_traces=True,
+            gateways=gateways,
         )
-        paths, handler = mesh_pki["app_proxy"], RecordingService("app_proxy", recorded)
+        paths, handler = pki["app_proxy"], RecordingService("app_proxy", recorded)
         checks = settings.services["app_proxy"].port
         await stack.enter_async_context(grpc_server(paths, checks, handler, DoorKeeper(recorded)))
         http_port = settings.app_proxy_http.port
@@ -135,13 +146,33 @@ async def written(log: Path, line: str) -> str:
     return text
 
 
-async def test_one_address_can_ask_only_so_often(door: Door) -> None:
-    """Last here: it spends what this address may ask for."""
+async def asked_until_refused(door: Door, forwarded: Callable[[int], str]) -> httpx2.Response:
+    """Returns the answer with which an address is told that it has asked too often."""
     async with door.client() as client:
-        for _ in range(40):
-            response = await client.get(QUERY)
+        for number in range(40):
+            response = await client.get(QUERY, headers={"x-forwarded-for": forwarded(number)})
             if response.status_code == 429:
                 break
+    return response
+
+
+async def test_one_address_can_ask_only_so_often(door: Door) -> None:
+    """Last here: it spends what this address may ask for, whatever it says that it is."""
+    response = await asked_until_refused(door, lambda number: f"198.51.100.{number}")
     assert response.status_code == 429
     assert response.json()["reason"] == "OVERLOADED"
     assert int(response.headers["retry-after"]) >= 1
+
+
+async def test_behind_a_gateway_each_caller_is_limited_for_himself(
+    mesh_pki: Mapping[str, Paths], tmp_path: Path
+) -> None:
+    async with running(mesh_pki, tmp_path, gateways=1) as traced:
+        # What the caller says of himself stands before what the gateway adds.
+        response = await asked_until_refused(
+            traced.door, lambda number: f"198.51.100.{number}, 203.0.113.1"
+        )
+        assert response.status_code == 429
+        async with traced.door.client() as client:
+            other = {"x-forwarded-for": "203.0.113.1, 203.0.113.2"}
+            assert (await client.get(QUERY, headers=other)).status_code == 200
