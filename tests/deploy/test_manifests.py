@@ -133,12 +133,26 @@ def test_each_workload_has_a_certificate_of_who_it_is(
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_caller_is_who_the_gateway_says_where_there_is_one(
+    overlay: str, overlays: Mapping[str, Rendered]
+) -> None:
+    there = overlays[overlay]
+    told = there.one("ConfigMap", "mesh")["data"]
+    assert int(told["BULKHEAD_GATEWAYS"]) == bool([*there.of("HTTPRoute")])
+    door = json.loads(there.one("ConfigMap", "envoy")["data"]["envoy.json"])
+    hops = f'"xff_num_trusted_hops": {told["BULKHEAD_GATEWAYS"]}'
+    assert hops in json.dumps(door)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
 def test_what_the_services_are_told_is_understood(
     overlay: str, overlays: Mapping[str, Rendered], tmp_path: Path
 ) -> None:
     there = overlays[overlay]
     known = {f"BULKHEAD_{name}".upper() for kind in SETTINGS.values() for name in kind.model_fields}
-    assert set(there.one("ConfigMap", "mesh")["data"]) <= known
+    told = set(there.one("ConfigMap", "mesh")["data"])
+    # Of that one the front door's configuration is made, and nothing else.
+    assert told - {"BULKHEAD_GATEWAYS"} <= known
     for workload, settings in SETTINGS.items():
         own = {each["name"] for each in there.workloads[workload].container.get("env", [])}
         assert own <= {f"BULKHEAD_{name}".upper() for name in settings.model_fields}

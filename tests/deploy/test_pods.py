@@ -223,6 +223,25 @@ def test_production_keeps_each_database_three_times(overlays: Mapping[str, Rende
         assert backups.count(name) == 1
 
 
+def test_each_database_is_backed_up_where_no_other_may_look(
+    overlays: Mapping[str, Rendered],
+) -> None:
+    production = overlays["production"]
+    clusters = {each["metadata"]["name"]: each for each in production.of("Cluster")}
+    paths, secrets = set(), set()
+    for name, cluster in clusters.items():
+        (plugin,) = cluster["spec"]["plugins"]
+        assert plugin["isWALArchiver"]
+        store = production.one("ObjectStore", plugin["parameters"]["barmanObjectName"])
+        keys = store["spec"]["configuration"]["s3Credentials"].values()
+        assert {each["name"] for each in keys} == {f"{name}-backups"}
+        paths.add(store["spec"]["configuration"]["destinationPath"])
+        secrets |= {each["name"] for each in keys}
+    assert len(paths) == len(secrets) == len(clusters) == len([*production.of("ObjectStore")])
+    # No path lies below another, which whoever may use the upper one could read.
+    assert not [(one, other) for one in paths for other in paths if other.startswith(f"{one}/")]
+
+
 @everywhere
 def test_a_database_has_room_for_all_who_may_connect(there: Rendered) -> None:
     most = {
