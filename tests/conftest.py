@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from functools import partial
@@ -40,6 +41,9 @@ def pytest_configure(config: pytest.Config) -> None:
     number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % _SHARES
     first = 10_000 + number * _PORTS
     os.environ[RANGE_VARIABLE] = f"{first}-{first + _PORTS - 1}"
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # As a shell starts what is to run behind it: commands would inherit that.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # A third of the time of collecting goes into looking for cycles in what stays.
     gc.disable()
     # What structlog prints for people by default is a good part of the work of a mesh in here.
