@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import httpx2
+import httpx
 import pytest
 
 from deploy.envoy.routes import CALLBACK_PATH
@@ -146,7 +146,7 @@ async def written(log: Path, line: str) -> str:
     return text
 
 
-async def asked_until_refused(door: Door, forwarded: Callable[[int], str]) -> httpx2.Response:
+async def asked_until_refused(door: Door, forwarded: Callable[[int], str]) -> httpx.Response:
     """Returns the answer with which an address is told that it has asked too often."""
     async with door.client() as client:
         for number in range(40):
