@@ -13,8 +13,7 @@ from services.app_proxy.mcp_endpoint import GUEST
 from services.app_proxy.mcp_tracing import TRACE
 from services.shared.recording import (
     CALL_BUCKETS,
-    Duration,
-    Durations,
+    DurationsBy,
     Labels,
     Recording,
     fail,
@@ -26,6 +25,8 @@ _CARRIED: Final = {b"traceparent": "traceparent", b"tracestate": "tracestate"}
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"})
 _MOST_NAME: Final = 100
 _OUR_FAULT: Final = 500
+# Method and status of a request.
+_Ended = tuple[str, int]
 
 
 class Observed:
@@ -35,8 +36,6 @@ class Observed:
         self._app = app
         self._tracer = recording.tracer()
         self._durations = _durations(recording)
-        # By method and status: there are only so many.
-        self._by: dict[tuple[str, int], Duration] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Surrounds the request with its span."""
@@ -66,7 +65,7 @@ class Observed:
                 _describe(span, scope, status)
                 span.end()
             if self._durations is not None:
-                self._duration(self._durations, scope, status).record(seconds)
+                self._durations.record((_method(scope), status), seconds)
 
     def _entered(self, scope: Scope) -> tuple[trace.Span | None, context.Context | None]:
         """Returns the request's span, if it has one, and the context that it is to run in."""
@@ -81,15 +80,8 @@ class Observed:
         )
         return span, parent if span is None else trace.set_span_in_context(span, parent)
 
-    def _duration(self, durations: Durations, scope: Scope, status: int) -> Duration:
-        method = scope["method"] if scope["method"] in _METHODS else "_OTHER"
-        duration = self._by.get((method, status))
-        if duration is None:
-            duration = self._by[method, status] = durations.of(_labels(method, status))
-        return duration
 
-
-def _durations(recording: Recording) -> Durations | None:
+def _durations(recording: Recording) -> DurationsBy[_Ended] | None:
     meter = recording.meter()
     if meter is None:
         return None
@@ -99,7 +91,7 @@ def _durations(recording: Recording) -> Durations | None:
         "Time to answer requests of deployments' hosts.",
         explicit_bucket_boundaries_advisory=CALL_BUCKETS,
     )
-    return recording.durations(histogram)
+    return DurationsBy(recording.durations(histogram), _labels)
 
 
 def _carrier(scope: Scope) -> Mapping[str, str]:
@@ -110,7 +102,13 @@ def _carrier(scope: Scope) -> Mapping[str, str]:
     }
 
 
-def _labels(method: str, status: int) -> Labels:
+def _method(scope: Scope) -> str:
+    method: str = scope["method"]
+    return method if method in _METHODS else "_OTHER"
+
+
+def _labels(ended: _Ended) -> Labels:
+    method, status = ended
     labels = {"http.request.method": method, "http.response.status_code": str(status)}
     return labels | ({"error.type": str(status)} if status >= _OUR_FAULT else {})
 

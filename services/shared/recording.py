@@ -7,7 +7,7 @@ that logs and the audit log can name it.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final, Protocol, runtime_checkable
+from typing import Final, Generic, Protocol, TypeVar, runtime_checkable
 
 from opentelemetry import metrics, trace
 from opentelemetry.context import Context
@@ -28,6 +28,7 @@ _W3C: Final = TraceContextTextMapPropagator()
 _FAILED: Final = Status(StatusCode.ERROR)
 
 Labels = Mapping[str, str]
+Known = TypeVar("Known")
 # What is read when somebody looks: values, each with its labels.
 Read = Callable[[], Iterable[tuple[float, Labels]]]
 
@@ -46,6 +47,22 @@ class Durations(Protocol):
     def of(self, labels: Labels) -> Duration:
         """Returns what counts those with these labels; it is to be kept, not asked for each."""
         ...
+
+
+class DurationsBy(Generic[Known]):
+    """A histogram of durations, by what is known of what took so long: out of a small set."""
+
+    def __init__(self, durations: Durations, labels: Callable[[Known], Labels]) -> None:
+        self._durations = durations
+        self._labels = labels
+        self._by: dict[Known, Duration] = {}
+
+    def record(self, known: Known, seconds: float) -> None:
+        """Counts a duration."""
+        duration = self._by.get(known)
+        if duration is None:
+            duration = self._by[known] = self._durations.of(self._labels(known))
+        duration.record(seconds)
 
 
 @runtime_checkable

@@ -8,8 +8,7 @@ from opentelemetry import trace
 
 from services.shared.recording import (
     STORE_BUCKETS,
-    Duration,
-    Durations,
+    DurationsBy,
     Labels,
     Recording,
     fail,
@@ -20,6 +19,8 @@ from services.shared.recording import (
 _VALKEY: Final = "redis"
 _POSTGRES: Final = "postgresql"
 _MOST_WORD: Final = 20
+# An operation, and the code or the type of what was wrong with it; both out of small sets.
+_Ended = tuple[str, str]
 
 
 class Statements:
@@ -27,7 +28,7 @@ class Statements:
 
     def __init__(self, recording: Recording, database: str) -> None:
         self._tracer = recording.tracer()
-        self._operations = _Operations(recording, _POSTGRES)
+        self._durations = _durations(recording, _POSTGRES)
         self._database = database
 
     async def follow(self, connection: Any) -> None:
@@ -38,7 +39,8 @@ class Statements:
         """Records a statement that has ended, in the context in which it was sent."""
         operation = _first_word(query.query)
         error = "" if query.exception is None else _error_of(query.exception)
-        self._operations.record(operation, error, query.elapsed)
+        if self._durations is not None:
+            self._durations.record((operation, error), query.elapsed)
         if self._tracer is not None:
             described = {
                 "db.system.name": _POSTGRES,
@@ -55,7 +57,7 @@ class Commands:
 
     def __init__(self, recording: Recording) -> None:
         self._tracer = recording.tracer()
-        self._operations = _Operations(recording, _VALKEY)
+        self._durations = _durations(recording, _VALKEY)
 
     def begun(self, command: str) -> trace.Span | None:
         """Returns the span of a command that begins, if it has one."""
@@ -68,32 +70,12 @@ class Commands:
     ) -> None:
         """Records a command that has ended."""
         why = "" if error is None else _error_of(error)
-        self._operations.record(command, why, seconds)
+        if self._durations is not None:
+            self._durations.record((command, why), seconds)
         if span is not None:
             if why:
                 fail(span, why)
             span.end()
-
-
-class _Operations:
-    """How long operations of one kind of store take."""
-
-    def __init__(self, recording: Recording, system: str) -> None:
-        self._system = system
-        self._durations = _durations(recording)
-        # By operation and error: both are out of small sets.
-        self._by: dict[tuple[str, str], Duration] = {}
-
-    def record(self, operation: str, error: str, seconds: float) -> None:
-        """Records one operation; an `error` is a code or the name of a type."""
-        if self._durations is None:
-            return
-        duration = self._by.get((operation, error))
-        if duration is None:
-            described = {"db.system.name": self._system, "db.operation.name": operation}
-            labels = described | ({"error.type": error} if error else {})
-            duration = self._by[operation, error] = self._durations.of(labels)
-        duration.record(seconds)
 
 
 def observe_pool(
@@ -136,7 +118,7 @@ def observe_pool(
     )
 
 
-def _durations(recording: Recording) -> Durations | None:
+def _durations(recording: Recording, system: str) -> DurationsBy[_Ended] | None:
     meter = recording.meter()
     if meter is None:
         return None
@@ -146,7 +128,13 @@ def _durations(recording: Recording) -> Durations | None:
         "Time until stores answered.",
         explicit_bucket_boundaries_advisory=STORE_BUCKETS,
     )
-    return recording.durations(histogram)
+
+    def labels(ended: _Ended) -> Labels:
+        operation, error = ended
+        described = {"db.system.name": system, "db.operation.name": operation}
+        return described | ({"error.type": error} if error else {})
+
+    return DurationsBy(recording.durations(histogram), labels)
 
 
 def _first_word(query: str) -> str:

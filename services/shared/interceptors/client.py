@@ -17,7 +17,7 @@ from services.shared.interceptors.telemetry import labels_of
 from services.shared.principal import current_caller
 from services.shared.recording import (
     CALL_BUCKETS,
-    Duration,
+    DurationsBy,
     Labels,
     Recording,
     fail,
@@ -116,15 +116,13 @@ class _Figures:
         assert meter is not None  # noqa: S101 asked before
         self._peer = {"peer": service}
         self._under_way = 0
-        # By method and code: there are only so many.
-        self._by: dict[tuple[str, grpc.StatusCode], Duration] = {}
         histogram = meter.create_histogram(
             "rpc.client.call.duration",
             "s",
             "Time until calls to other services were answered.",
             explicit_bucket_boundaries_advisory=CALL_BUCKETS,
         )
-        self._durations = recording.durations(histogram)
+        self._durations = DurationsBy(recording.durations(histogram), labels_of)
         meter.create_observable_up_down_counter(
             "bulkhead.rpc.client.active_calls",
             observing(self._read),
@@ -139,10 +137,7 @@ class _Figures:
     def ended(self, method: str, code: grpc.StatusCode, seconds: float) -> None:
         """Counts a call that has ended."""
         self._under_way -= 1
-        duration = self._by.get((method, code))
-        if duration is None:
-            duration = self._by[method, code] = self._durations.of(labels_of(method, code))
-        duration.record(seconds)
+        self._durations.record((method, code), seconds)
 
     def _read(self) -> Iterable[tuple[float, Labels]]:
         yield self._under_way, self._peer

@@ -11,14 +11,15 @@ from opentelemetry import context, trace
 from services.shared.interceptors.call import Call, Entered
 from services.shared.recording import (
     CALL_BUCKETS,
-    Duration,
-    Durations,
+    DurationsBy,
     Labels,
     Recording,
     fail,
     incoming,
 )
 
+# Method and code of a call.
+Ended = tuple[str, grpc.StatusCode]
 # Codes that say that the server, not the caller, is at fault.
 _FAULTS: Final = frozenset(
     {
@@ -38,8 +39,6 @@ class Telemetry:
     def __init__(self, recording: Recording) -> None:
         self._tracer = recording.tracer()
         self._durations = _durations(recording)
-        # By method and code: there are only so many.
-        self._by: dict[tuple[str, grpc.StatusCode], Duration] = {}
         self._log = structlog.get_logger()
 
     @asynccontextmanager
@@ -59,7 +58,7 @@ class Telemetry:
                 _describe(span, call)
                 span.end()
             if self._durations is not None:
-                self._duration(self._durations, call).record(seconds)
+                self._durations.record((call.method, call.code), seconds)
 
     def _entered(self, call: Call) -> tuple[trace.Span | None, context.Context | None]:
         """Returns the call's span, if it has one, and the context that the call is to run in."""
@@ -70,13 +69,6 @@ class Telemetry:
             call.method, parent, {"rpc.system.name": "grpc", "rpc.method": call.method}
         )
         return span, parent if span is None else trace.set_span_in_context(span, parent)
-
-    def _duration(self, durations: Durations, call: Call) -> Duration:
-        key = (call.method, call.code)
-        duration = self._by.get(key)
-        if duration is None:
-            duration = self._by[key] = durations.of(labels_of(*key))
-        return duration
 
     def _write(self, call: Call, seconds: float) -> None:
         principal = call.principal
@@ -95,8 +87,9 @@ class Telemetry:
         )
 
 
-def labels_of(method: str, code: grpc.StatusCode) -> Labels:
+def labels_of(ended: Ended) -> Labels:
     """Returns what a call's duration is labelled with."""
+    method, code = ended
     labels = {
         "rpc.system.name": "grpc",
         "rpc.method": method,
@@ -123,7 +116,7 @@ def _describe(span: trace.Span, call: Call) -> None:
         span.set_attribute("error.type", call.reason or call.code.name)
 
 
-def _durations(recording: Recording) -> Durations | None:
+def _durations(recording: Recording) -> DurationsBy[Ended] | None:
     meter = recording.meter()
     if meter is None:
         return None
@@ -133,4 +126,4 @@ def _durations(recording: Recording) -> Durations | None:
         "Time to answer calls.",
         explicit_bucket_boundaries_advisory=CALL_BUCKETS,
     )
-    return recording.durations(histogram)
+    return DurationsBy(recording.durations(histogram), labels_of)
